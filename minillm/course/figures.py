@@ -1,0 +1,158 @@
+"""One look for every picture of the course.
+
+Call `style()` once at the top of a lesson, draw with plain matplotlib, and end with
+`show(fig, alt="what a reader who cannot see it should know")`. The colours are those of
+Okabe and Ito (2008), told apart by colour-blind readers; the card behind a figure is opaque
+white, so that it reads on light and on dark themes.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML, display
+
+COLORS = {
+    "blue": "#0072B2",
+    "vermillion": "#D55E00",
+    "green": "#009E73",
+    "orange": "#E69F00",
+    "purple": "#CC79A7",
+    "sky": "#56B4E9",
+    "black": "#000000",
+    "grey": "#767676",  # not of Okabe and Ito: for baselines, floors and other quiet lines
+}
+
+_CSS_DPI = 100  # figure inches to CSS pixels: a figure 8 inches wide takes 800 pixels
+_PNG_DPI = 160  # sharper than the screen asks for, for projectors and print
+
+
+def style() -> None:
+    """Set the course's matplotlib defaults: 8 × 3.6 inches, 12-point text, Okabe–Ito cycle."""
+    cycle = [colour for name, colour in COLORS.items() if name != "grey"]
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (8, 3.6),
+            "figure.dpi": _CSS_DPI,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "axes.facecolor": "white",
+            "axes.prop_cycle": mpl.cycler(color=cycle),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.titlesize": 13,
+            "axes.titlelocation": "left",
+            "axes.labelsize": 12,
+            "font.size": 12,
+            "xtick.labelsize": 11,
+            "ytick.labelsize": 11,
+            "grid.color": "#E3E3E3",
+            "grid.linewidth": 0.8,
+            "legend.fontsize": 11,
+            "legend.frameon": False,
+            "lines.linewidth": 2,
+            "image.cmap": "Blues",
+        }
+    )
+
+
+def show(fig: plt.Figure, *, alt: str) -> None:
+    """Display `fig` as an image with a text alternative, then close it.
+
+    Works the same in a cell and inside `interact`, where each call replaces the last picture.
+
+    Raises:
+        ValueError: `alt` is empty.
+    """
+    if not alt.strip():
+        raise ValueError(f"alt={alt!r}: say in a sentence what the picture shows")
+    png = io.BytesIO()
+    fig.savefig(png, format="png", dpi=_PNG_DPI)
+    plt.close(fig)
+    width = round(fig.get_figwidth() * _CSS_DPI)
+    data = base64.b64encode(png.getvalue()).decode()
+    display(
+        HTML(
+            f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" '
+            f'style="width:{width}px;max-width:100%;background:white;'
+            'border-radius:6px;padding:6px;box-sizing:border-box">'
+        )
+    )
+
+
+def heatmap(
+    ax: plt.Axes,
+    matrix,
+    *,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    values: str | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+    cmap: str = "Blues",
+):
+    """Draw `matrix` (n_rows, n_columns) as coloured squares; return the image, for a colour bar.
+
+    `rows` and `columns` name the ticks; `values=".2f"` prints each number in its square.
+    """
+    matrix = _array(matrix)
+    if matrix.ndim != 2:
+        raise ValueError(f"heatmap: expected a matrix, got shape {matrix.shape}")
+    image = ax.imshow(matrix, cmap=cmap, vmin=vmin, vmax=vmax, aspect="auto")
+    ax.grid(False)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if columns is not None:
+        turned = max((len(str(name)) for name in columns), default=0) > 3
+        ax.set_xticks(range(len(columns)), columns, rotation=60 if turned else 0)
+    if rows is not None:
+        ax.set_yticks(range(len(rows)), rows)
+    if values is not None:
+        for (i, j), value in np.ndenumerate(matrix):
+            # White text where the square is dark, by the luminance the eye perceives.
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+            ax.text(
+                j, i, format(value, values), ha="center", va="center", color="w" if dark else "k"
+            )
+    return image
+
+
+def curves(
+    ax: plt.Axes,
+    x,
+    series: Mapping[str, object],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    levels: Mapping[str, float] | None = None,
+    marker: str | None = None,
+) -> None:
+    """Draw one line a series over a shared `x`, and dashed horizontal `levels` to compare with.
+
+    Both axes must be labelled, with units where there are any: "loss (nats per token)".
+    """
+    x = _array(x)
+    for label, y in series.items():
+        ax.plot(x, _array(y), label=label, marker=marker)
+    for label, level in (levels or {}).items():
+        ax.axhline(float(level), color=COLORS["grey"], linestyle="--", linewidth=1.5, label=label)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if len(series) + len(levels or {}) > 1:
+        ax.legend()
+
+
+def _array(values) -> np.ndarray:
+    """A numpy copy of a tensor (any device, with or without gradient), array or list."""
+    if hasattr(values, "detach"):
+        values = values.detach().float().cpu()
+    return np.asarray(values)
