@@ -1,0 +1,110 @@
+"""The KV cache: keys and values of the tokens already read, so that they are computed once.
+
+Shapes: B batch, T new tokens, S cached tokens, K key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minillm.model.config import ModelConfig
+
+
+class KVCache:
+    """Room for ``max_length`` tokens in each of ``batch_size`` rows, filled row by row.
+
+    Rows may have different lengths. New tokens are written behind each row's own length and count
+    only once ``advance`` says how many of them are real, so right-padding is simply overwritten::
+
+        logits = model(prompts, cache=cache)      # prompts (B, T), right-padded
+        cache.advance(prompt_lengths)
+        logits = model(next_tokens, cache=cache)  # (B, 1)
+        cache.advance(1)
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_length: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        if batch_size < 1 or max_length < 1:
+            raise ValueError(
+                f"batch_size={batch_size}, max_length={max_length}: both must be at least 1"
+            )
+        shape = (config.n_layers, batch_size, config.n_kv_heads, max_length, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        # The lengths live on the host: the common case below needs them without waiting for a GPU.
+        self._lengths = [0] * batch_size
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64: how many tokens of each row count."""
+        return torch.tensor(self._lengths, device=self.keys.device)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def max_length(self) -> int:
+        return self.keys.shape[3]
+
+    @property
+    def is_ragged(self) -> bool:
+        return min(self._lengths) != max(self._lengths)
+
+    def reach(self, n_new: int) -> int:
+        """How many cached positions a forward pass over ``n_new`` tokens can see."""
+        reach = max(self._lengths) + n_new
+        if reach > self.max_length:
+            raise ValueError(
+                f"the cache holds {self.max_length} tokens a row and {reach} are needed; "
+                "build it with a larger max_length"
+            )
+        return reach
+
+    def positions(self, n_new: int) -> Tensor:
+        """Positions of the new tokens: (T,) while all rows are equally long, else (B, T)."""
+        steps = torch.arange(n_new, device=self.keys.device)
+        if self.is_ragged:
+            return self.lengths[:, None] + steps
+        return self._lengths[0] + steps
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k, v (B, K, T, D) of one layer and return all it has: two of (B, K, S, D)."""
+        keys, values = self.keys[layer], self.values[layer]
+        n_new, reach = k.shape[2], self.reach(k.shape[2])
+        if self.is_ragged:
+            rows = torch.arange(self.batch_size, device=keys.device)[:, None]
+            positions = self.positions(n_new)
+            keys[rows, :, positions] = k.transpose(1, 2).to(keys.dtype)
+            values[rows, :, positions] = v.transpose(1, 2).to(values.dtype)
+        else:
+            keys[:, :, reach - n_new : reach] = k
+            values[:, :, reach - n_new : reach] = v
+        return keys[:, :, :reach], values[:, :, :reach]
+
+    def advance(self, n: int | Tensor | list[int]) -> None:
+        """Count the last ``n`` written tokens as real: one number, or one for each row."""
+        counts = [n] * self.batch_size if isinstance(n, int) else list(map(int, n))
+        if len(counts) != self.batch_size or min(counts) < 0:
+            raise ValueError(
+                f"advance got {counts}: expected {self.batch_size} counts of at least 0"
+            )
+        lengths = [old + new for old, new in zip(self._lengths, counts, strict=True)]
+        if max(lengths) > self.max_length:
+            raise ValueError(f"row lengths {lengths} exceed max_length={self.max_length}")
+        self._lengths = lengths
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop finished rows: keep those named by indices (B',) or by a boolean mask (B,)."""
+        rows = torch.as_tensor(rows, device=self.keys.device)
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero().flatten()
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self._lengths = [self._lengths[i] for i in rows.tolist()]
