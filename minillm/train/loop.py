@@ -1,0 +1,259 @@
+"""The one training loop. Pre-training, and later fine-tuning and alignment, differ in the loss.
+
+B batch, T time, V vocabulary.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from minillm.data.packing import IGNORE, Batch
+from minillm.train import checkpoint as checkpoints
+from minillm.train.losses import next_token_loss
+from minillm.train.optim import adamw, warmup_cosine
+
+LossFn = Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or its gradient stopped being a number. The update was not applied."""
+
+
+@dataclass
+class History:
+    """What happened at each step. Losses are means in nats per token; rates are what was used."""
+
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    lrs: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)  # before clipping
+    evals: list[tuple[int, float]] = field(default_factory=list)  # (updates done, evaluate(model))
+    n_tokens: int = 0
+    seconds: float = 0.0  # without the time for evaluation and checkpoints
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.n_tokens / self.seconds if self.seconds else 0.0
+
+
+def token_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
+    """The loop's default loss: summed next-token loss, and how many targets it is the sum of."""
+    if batch.documents is None:
+        logits = model(batch.tokens)  # (B, T, V)
+    else:
+        logits = model(batch.tokens, documents=batch.documents)
+    n_targets = int((batch.targets != IGNORE).sum())
+    return next_token_loss(logits, batch.targets, reduction="sum"), n_targets
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn = token_loss) -> float:
+    """Mean loss per target over finite `batches`, each target weighing the same.
+
+    The model is switched to evaluation mode and back.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    for batch in batches:
+        loss, n = loss_fn(model, batch.to(device))
+        total += float(loss)
+        count += n
+    model.train(was_training)
+    return total / max(count, 1)
+
+
+def accumulate_gradients(
+    model: nn.Module, micro_batches: Sequence[Batch], loss_fn: LossFn = token_loss
+) -> tuple[float, int]:
+    """Leave in `.grad` the gradient of the mean loss over all the targets of all micro-batches.
+
+    Micro-batches may have different numbers of targets, so their means must not be averaged:
+    the gradients of the *sums* add up, and one division by the total count ends the step.
+
+    Returns:
+        The mean loss, and the number of targets.
+    """
+    model.zero_grad(set_to_none=True)
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    for batch in micro_batches:
+        loss, n = loss_fn(model, batch.to(device))
+        loss.backward()
+        total += float(loss.detach())
+        count += n
+    count = max(count, 1)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.div_(count)
+    return total / count, count
+
+
+def train(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    steps: int,
+    lr: float,
+    warmup_steps: int | None = None,
+    weight_decay: float = 0.1,
+    accumulate: int = 1,
+    clip: float = 1.0,
+    loss_fn: LossFn = token_loss,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    evaluate_every: int | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
+    generators: Sequence[torch.Generator] = (),
+    progress: bool = True,
+) -> History:
+    """Train `model` in place with AdamW, warm-up and a cosine down to a tenth of the rate.
+
+    If the file `checkpoint` exists, training continues from it, and ends with the same weights,
+    bit for bit, as if it had never stopped: run the same call again after a crash.
+
+    Args:
+        batches: a `Batches`, taken epoch after epoch, or any iterable that yields enough batches.
+        steps: updates of the weights; each uses `accumulate` batches.
+        lr: the highest learning rate, reached after `warmup_steps` (default: a tenth of `steps`).
+        clip: the largest gradient norm allowed; longer gradients are scaled down to it.
+        loss_fn: (model, batch) -> (summed loss, number of targets it sums over).
+        evaluate: called as evaluate(model) after every `evaluate_every` steps and after the last.
+        checkpoint: file for weights, optimiser, position in the data, generators and history,
+            written after every `checkpoint_every` steps and after the last.
+        generators: generators that `loss_fn` draws from; saved and restored with the rest.
+        progress: show a text bar with the loss and the time left.
+
+    Raises:
+        ValueError: impossible settings, too few batches, or a checkpoint of a different run.
+        TrainingDiverged: the loss or gradient is not finite; says at which step, and what is safe.
+    """
+    settings = _settings(steps, lr, warmup_steps, weight_decay, accumulate, clip)
+    if checkpoint is not None and not hasattr(batches, "state_dict"):
+        raise ValueError("checkpoint needs batches that know their position: pass a Batches")
+    optimizer = adamw(model, lr, weight_decay)
+    run = _Run(model, optimizer, batches, generators, History(), settings)
+    if checkpoint is not None and Path(checkpoint).exists():
+        run.load(checkpoint)
+    history = run.history
+    stream = batches.forever() if hasattr(batches, "forever") else iter(batches)
+    evaluate_every = evaluate_every or steps
+
+    model.train()
+    done = len(history.steps)
+    quiet = not progress
+    with tqdm(total=steps, initial=done, disable=quiet, file=sys.stdout, mininterval=1) as bar:
+        for step in range(done, steps):
+            started = time.perf_counter()
+            rate = warmup_cosine(
+                step, peak=lr, warmup_steps=settings["warmup_steps"], total_steps=steps
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, count = accumulate_gradients(model, _take(stream, accumulate, step), loss_fn)
+            norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
+            if not math.isfinite(loss + norm):
+                raise TrainingDiverged(_diverged(step, loss, norm, rate, checkpoint))
+            optimizer.step()
+
+            history.steps.append(step)
+            history.losses.append(loss)
+            history.lrs.append(rate)
+            history.gradient_norms.append(norm)
+            history.n_tokens += count
+            history.seconds += time.perf_counter() - started
+            last = step + 1 == steps
+            if evaluate and (last or (step + 1) % evaluate_every == 0):
+                history.evals.append((step + 1, evaluate(model)))
+            if checkpoint is not None and (last or (step + 1) % checkpoint_every == 0):
+                run.save(checkpoint)
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update()
+    return history
+
+
+def _settings(steps, lr, warmup_steps, weight_decay, accumulate, clip) -> dict:
+    """The numbers that define a run, checked. A checkpoint of other numbers is another run."""
+    for name, value in (("steps", steps), ("accumulate", accumulate)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
+    if not clip > 0:
+        raise ValueError(f"clip={clip}: expected above 0; use math.inf for no clipping")
+    warmup_steps = steps // 10 if warmup_steps is None else warmup_steps
+    warmup_cosine(0, peak=lr, warmup_steps=warmup_steps, total_steps=steps)  # checks the warm-up
+    return {
+        "steps": steps,
+        "lr": lr,
+        "warmup_steps": warmup_steps,
+        "weight_decay": weight_decay,
+        "accumulate": accumulate,
+        "clip": clip,
+    }
+
+
+def _take(stream, n: int, step: int) -> list[Batch]:
+    micro_batches = list(islice(stream, n))
+    if len(micro_batches) < n:
+        raise ValueError(f"the batches ran out at step {step}: pass a Batches, which never ends")
+    return micro_batches
+
+
+def _diverged(step, loss, norm, rate, checkpoint) -> str:
+    """The error message: what broke, at which step, and from where to go on."""
+    text = (
+        f"step {step}: the loss is {loss} and the gradient norm {norm}, at learning rate "
+        f"{rate:.2g}. The update was not applied: the model holds the weights after step {step - 1}"
+    )
+    if checkpoint is not None and Path(checkpoint).exists():
+        after = len(checkpoints.load(checkpoint)["history"]["steps"])
+        text += f", and {checkpoint} holds the whole state after {after} steps"
+    return text + ". Lower lr, lengthen warmup_steps, or look at this step's batch."
+
+
+@dataclass
+class _Run:
+    """Everything that has to survive a crash."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Iterable[Batch]
+    generators: Sequence[torch.Generator]
+    history: History
+    settings: dict
+
+    def save(self, path: str | Path) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "batches": self.batches.state_dict(),
+            "generators": [generator.get_state() for generator in self.generators],
+            "history": asdict(self.history),
+            "settings": self.settings,
+        }
+        checkpoints.save(path, state)
+
+    def load(self, path: str | Path) -> None:
+        state = checkpoints.load(path)
+        if state.get("settings") != self.settings:
+            raise ValueError(
+                f"{path} belongs to another run, with {state.get('settings')}; this one has "
+                f"{self.settings}. Use the same settings, another file, or delete it to start anew"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path} was written by a different model: {error}") from error
+        self.batches.load_state_dict(state["batches"])
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(saved)
+        self.history = History(**state["history"])
