@@ -72,7 +72,7 @@ def test_repetition_penalty_lowers_both_signs_once_and_ignores_padding():
 
 def test_draw_inverts_the_cumulative_distribution_and_never_takes_probability_zero():
     probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).expand(5, -1)
-    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2**-53], dtype=torch.float64)
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1.0], dtype=torch.float64)
     assert draw(probabilities, uniforms).tolist() == [1, 1, 3, 3, 3]
 
 

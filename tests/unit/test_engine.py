@@ -1,0 +1,204 @@
+"""The engine against a plain loop without a cache, alone and in ragged batches."""
+
+import itertools
+
+import pytest
+import torch
+
+from minillm.infer import engine
+from minillm.infer.beam import beam_search
+from minillm.infer.engine import generate, stream
+from minillm.infer.sampling import Sampler
+from minillm.model.config import gpt2_config, llama_config
+from minillm.model.transformer import Transformer
+
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
+GREEDY = Sampler(temperature=0)
+SIZE = {"d_model": 24, "n_layers": 2, "n_heads": 4, "max_length": 40}
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randomised(config, seed=0):
+    """Every parameter random: norms of 1 and biases of 0 would hide mistakes."""
+    model, generator = Transformer(config, rng(seed)), rng(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    if request.param == "gpt2":
+        return randomised(gpt2_config(19, **SIZE, tie_embeddings=False))
+    return randomised(llama_config(19, **SIZE, n_kv_heads=2))
+
+
+def without_cache(model, prompt, n, sampler=GREEDY):
+    """Greedy decoding that reads everything again at every step."""
+    tokens = list(prompt)
+    for _ in range(n):
+        history = torch.tensor([tokens])
+        with torch.no_grad():
+            logits = model(history)[:, -1]
+        tokens.append(sampler(logits, history=history).item())
+    return tokens[len(prompt) :]
+
+
+def token_met_at_different_steps(rows):
+    shared = sorted(set.intersection(*map(set, rows)))
+    return max(shared, key=lambda token: len({row.index(token) for row in rows}))
+
+
+def test_greedy_with_a_ragged_batch_equals_a_loop_without_cache(model):
+    expected = [without_cache(model, prompt, 20) for prompt in PROMPTS]
+    assert generate(model, PROMPTS, max_new_tokens=20, sampler=GREEDY) == expected
+
+
+def test_repetition_penalty_sees_each_rows_own_prompt_and_new_tokens(model):
+    sampler = Sampler(temperature=0, repetition_penalty=1.5)
+    expected = [without_cache(model, prompt, 20, sampler) for prompt in PROMPTS]
+    assert generate(model, PROMPTS, max_new_tokens=20, sampler=sampler) == expected
+    assert expected != [without_cache(model, prompt, 20) for prompt in PROMPTS]
+
+
+def test_a_stop_token_ends_its_row_only_and_is_not_returned(model):
+    free = [without_cache(model, prompt, 20) for prompt in PROMPTS]
+    stop = token_met_at_different_steps(free)
+    expected = [list(itertools.takewhile(lambda token: token != stop, row)) for row in free]
+    assert len({len(row) for row in expected}) > 1  # rows end at different steps
+    found = generate(model, PROMPTS, max_new_tokens=20, stop_tokens=[stop], sampler=GREEDY)
+    assert found == expected
+
+
+def test_samples_of_a_row_do_not_depend_on_the_other_rows(model):
+    """Nor on how long the others go on: here they stop at different steps."""
+    settings = {"max_new_tokens": 15, "stop_tokens": [7, 8]}
+    together = generate(model, PROMPTS, generator=rng(5), **settings)
+    others = [PROMPTS[0], [1, 1, 1, 1, 1, 1, 1], PROMPTS[2], [18]]
+    again = generate(model, others, generator=rng(5), **settings)
+    assert [again[0], again[2]] == [together[0], together[2]]
+    assert len({len(row) for row in together}) > 1
+
+
+def test_more_new_tokens_continue_the_same_samples(model):
+    short = generate(model, PROMPTS, max_new_tokens=6, generator=rng(5))
+    long = generate(model, PROMPTS, max_new_tokens=12, generator=rng(5))
+    assert [row[:6] for row in long] == short
+
+
+def test_the_generator_decides_the_samples(model):
+    def samples(seed):
+        return generate(model, PROMPTS, max_new_tokens=12, generator=rng(seed))
+
+    assert samples(1) == samples(1)
+    assert samples(1) != samples(2)
+    assert len(set(map(tuple, generate(model, [[3]] * 6, max_new_tokens=9, generator=rng())))) > 1
+
+
+def test_finished_rows_leave_the_batch(model, monkeypatch):
+    batch_sizes = []
+    step = engine.decode_step
+
+    def counted(model, tokens, cache):
+        batch_sizes.append(len(tokens))
+        return step(model, tokens, cache)
+
+    monkeypatch.setattr(engine, "decode_step", counted)
+    free = [without_cache(model, prompt, 20) for prompt in PROMPTS]
+    stop = token_met_at_different_steps(free)
+    rows = generate(model, PROMPTS, max_new_tokens=20, stop_tokens=[stop], sampler=GREEDY)
+    # A row takes part in a step for every token it went on from.
+    assert sum(batch_sizes) == sum(map(len, rows))
+    assert batch_sizes[-1] < 3
+
+
+def test_stream_hands_out_each_token_before_computing_the_next(model, monkeypatch):
+    tokens = stream(model, PROMPTS, max_new_tokens=5, sampler=GREEDY)
+    first = [next(tokens) for _ in PROMPTS]
+    assert [row for row, _ in first] == [0, 1, 2]
+
+    def fail(*_):
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(engine, "decode_step", fail)
+    with pytest.raises(AssertionError, match="a step was taken"):
+        next(tokens)
+
+
+def test_generation_may_fill_the_context_exactly(model):
+    prompt = [1] * 30
+    assert generate(model, [prompt], max_new_tokens=10, sampler=GREEDY) == [
+        without_cache(model, prompt, 10)
+    ]
+    assert generate(model, [], max_new_tokens=10) == []
+
+
+def test_generation_leaves_no_gradients_and_no_trace_in_the_model(model):
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    generate(model, PROMPTS, max_new_tokens=4)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert model(torch.tensor([[1, 2]])).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("prompts", "n", "words"),
+    [
+        ([[1], []], 3, "prompt 1 is empty"),
+        ([[1, 19]], 3, "outside 0…18"),
+        ([[-1]], 3, "outside 0…18"),
+        ([[1] * 35], 6, "prompt 0 has 35 tokens and 6 are to follow; the model's max_length is 40"),
+        ([[1]], 0, "max_new_tokens must be at least 1, got 0"),
+    ],
+)
+def test_bad_requests_are_refused(model, prompts, n, words):
+    with pytest.raises(ValueError, match=words):
+        generate(model, prompts, max_new_tokens=n)
+
+
+def every_continuation(model, prompt, n, stop):
+    """Total log-probability of every way to go on for n tokens or until the stop token."""
+    totals = {}
+
+    def go_on(tokens, total):
+        with torch.no_grad():
+            scores = model(torch.tensor([[*prompt, *tokens]]))[0, -1].log_softmax(-1).tolist()
+        for token, score in enumerate(scores):
+            new = (*tokens, token)
+            if token == stop or len(new) == n:
+                totals[new] = total + score
+            else:
+                go_on(new, total + score)
+
+    go_on((), 0.0)
+    return totals
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_a_wide_beam_finds_the_best_of_all_continuations(length_penalty):
+    """With 5 tokens and 3 steps, 5² beams lose nothing: the search is exhaustive."""
+    model = randomised(llama_config(5, d_model=8, n_layers=1, n_heads=2, max_length=10), seed=3)
+    totals = every_continuation(model, [1, 2], 3, stop=0)
+    best = sorted(totals, key=lambda t: totals[t] / len(t) ** length_penalty, reverse=True)[:4]
+    found = beam_search(
+        model, [1, 2], beams=25, max_new_tokens=3, stop_tokens=[0], length_penalty=length_penalty
+    )
+    assert [h.tokens for h in found[:4]] == [[t for t in tokens if t != 0] for tokens in best]
+    assert [h.log_prob for h in found[:4]] == pytest.approx([totals[t] for t in best], abs=1e-5)
+
+
+def test_one_beam_is_greedy(model):
+    found = beam_search(model, PROMPTS[0], beams=1, max_new_tokens=12)
+    assert [h.tokens for h in found] == [without_cache(model, PROMPTS[0], 12)]
+
+
+def test_bad_searches_are_refused(model):
+    with pytest.raises(ValueError, match="beams=0"):
+        beam_search(model, [1], beams=0, max_new_tokens=3)
+    with pytest.raises(ValueError, match="length_penalty=-1"):
+        beam_search(model, [1], beams=2, max_new_tokens=3, length_penalty=-1.0)
+    with pytest.raises(ValueError, match="prompt 0 is empty"):
+        beam_search(model, [], beams=2, max_new_tokens=3)
