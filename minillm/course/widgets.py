@@ -1,0 +1,98 @@
+"""Pieces that several lessons put under `interact`: coloured tokens, bars of next tokens.
+
+They draw from plain values and know no model, so the same call makes the static picture.
+"""
+
+import html
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from IPython.display import HTML
+
+from minillm.course.figures import COLORS
+
+# Pale, told apart in grey, black text readable on each; neighbours never share one.
+_SHADES = ("#CFE6F5", "#FBE3B4", "#CDEBDD", "#F5D9E8", "#FFF6B8")
+
+
+def visible(token: str | bytes) -> str:
+    """A token as a reader sees it: spaces, line ends and lone bytes get a sign of their own.
+
+    >>> visible(" the"), visible("\\n"), visible(b"\\xe4\\xbd")
+    ('␣the', '⏎', '‹E4 BD›')
+    """
+    if isinstance(token, bytes):
+        try:
+            token = token.decode()
+        except UnicodeDecodeError:  # part of a character: there is no letter to show
+            return f"‹{token.hex(' ').upper()}›"
+    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+
+
+def token_html(
+    tokens: Sequence[str | bytes],
+    *,
+    values: Sequence[float] | None = None,
+    highest: float | None = None,
+    notes: Sequence[str] | None = None,
+) -> HTML:
+    """A text as coloured tokens, one box each.
+
+    Args:
+        tokens: the pieces in order.
+        values: one number ≥ 0 a token; shades it from white (0) to blue (`highest`), where the
+            boxes otherwise only alternate. Surprisal in nats, say.
+        highest: the value shown darkest; the largest of `values` when None.
+        notes: one tooltip a token, such as its id.
+
+    Raises:
+        ValueError: `values` or `notes` has another length than `tokens`.
+    """
+    for name, given in (("values", values), ("notes", notes)):
+        if given is not None and len(given) != len(tokens):
+            raise ValueError(f"{len(given)} {name} for {len(tokens)} tokens: expected one each")
+    boxes = []
+    for index, token in enumerate(tokens):
+        background = _SHADES[index % len(_SHADES)]
+        if values is not None:
+            share = min(max(float(values[index]) / (highest or max(values) or 1), 0), 1)
+            background = f"rgba(0,114,178,{0.75 * share:.2f})"
+        title = f' title="{html.escape(notes[index])}"' if notes is not None else ""
+        end = "<br>" if visible(token).endswith("⏎") else "<wbr>"
+        boxes.append(
+            f'<span{title} style="background:{background};padding:1px 2px;margin:1px;'
+            f'border-radius:3px">{html.escape(visible(token))}</span>{end}'
+        )
+    return HTML(
+        '<div style="background:white;color:#111;padding:8px;border-radius:6px;line-height:1.9;'
+        f'font-family:monospace;overflow-wrap:anywhere">{"".join(boxes)}</div>'
+    )
+
+
+def next_token_bars(
+    ax: plt.Axes,
+    tokens: Sequence[str | bytes],
+    probabilities: Sequence[float],
+    *,
+    n: int = 10,
+    title: str = "",
+) -> None:
+    """The `n` most likely next tokens as horizontal bars, the likeliest on top.
+
+    Args:
+        tokens: candidate tokens, in any order.
+        probabilities: the probability of each, 0 to 1; they need not sum to 1.
+    """
+    best = sorted(zip(map(float, probabilities), tokens, strict=True), key=lambda pair: -pair[0])
+    best = best[:n]
+    places = range(len(best))
+    ax.barh(places, [p for p, _ in best], color=COLORS["blue"])
+    # A dollar sign must not start a formula.
+    ax.set_yticks(places, [visible(token).replace("$", r"\$") for _, token in best])
+    ax.tick_params(axis="y", labelfontfamily="monospace", length=0)
+    ax.invert_yaxis()
+    for place, (p, _) in zip(places, best, strict=True):
+        ax.text(p + 0.01, place, f"{p:.1%}", va="center", fontsize=11)
+    ax.set(xlim=(0, 1.1), xlabel="probability of the next token", title=title)
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    ax.grid(axis="y", visible=False)
