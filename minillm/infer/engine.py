@@ -61,7 +61,6 @@ def generate(
     return continuations
 
 
-@torch.inference_mode()
 def stream(
     model: Transformer,
     prompts: Sequence[Sequence[int]],

@@ -63,6 +63,11 @@ def test_repetition_penalty_sees_each_rows_own_prompt_and_new_tokens(model):
     expected = [without_cache(model, prompt, 20, sampler) for prompt in PROMPTS]
     assert generate(model, PROMPTS, max_new_tokens=20, sampler=sampler) == expected
     assert expected != [without_cache(model, prompt, 20) for prompt in PROMPTS]
+    # The histories stay with their rows when a row leaves the batch.
+    stop = token_met_at_different_steps(expected)
+    found = generate(model, PROMPTS, max_new_tokens=20, stop_tokens=[stop], sampler=sampler)
+    assert found == [list(itertools.takewhile(lambda t: t != stop, row)) for row in expected]
+    assert len(set(map(len, found))) > 1
 
 
 def test_a_stop_token_ends_its_row_only_and_is_not_returned(model):
