@@ -36,6 +36,9 @@ def test_round_trip(tmp_path):
     path = tmp_path / "new" / "run.safetensors"
     checkpoint.save(path, state())
     assert equal(state(), checkpoint.load(path))
+    checkpoint.save(path, {"step": 1})  # a second save replaces the first
+    assert checkpoint.load(path) == {"step": 1}
+    checkpoint.save(path, state())
     assert [p.name for p in path.parent.iterdir()] == ["run.safetensors"]
     with safe_open(path, framework="pt") as file:  # tied weights are stored once
         assert len([k for k in file.keys() if "model" in k]) == 2  # noqa: SIM118
