@@ -86,16 +86,20 @@ class Attention(nn.Module):
             cache: holds the keys and values of earlier tokens and receives the new ones.
         """
         B, T, _ = x.shape
-        q, k, v = (
-            part.view(B, T, -1, self.head_dim).transpose(1, 2)
-            for part in self.qkv(x).split(self.sizes, dim=-1)
-        )
-        if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        q, k, v = self.heads(x, rotation)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         mixed = grouped_attention(q, k, v, mask)
         return self.out(mixed.transpose(1, 2).reshape(B, T, -1))
+
+    def heads(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
+        """Queries (B, H, T, D), keys and values (B, K, T, D), turned by RoPE where it is used."""
+        B, T, _ = x.shape
+        parts = self.qkv(x).split(self.sizes, dim=-1)
+        q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in parts)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        return [q, k, v]
 
 
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from minillm.model import hf
 from minillm.model.cache import KVCache
+from minillm.model.maps import attention_maps
 from minillm.model.transformer import Transformer
 
 LENGTHS = (11, 4, 7)
@@ -160,3 +161,11 @@ def test_folders_that_do_not_fit_are_refused_with_every_problem_named(pair, tmp_
         file.unlink()
     with pytest.raises(ValueError, match="pickled weights are never loaded"):
         hf.from_huggingface(tmp_path)
+
+
+def test_attention_maps_are_those_transformers_returns(pair):
+    ours, theirs = pair
+    tokens = torch.randint(61, (3, 11), generator=torch.Generator().manual_seed(6))
+    expected = torch.stack(theirs(tokens, output_attentions=True).attentions)
+    torch.testing.assert_close(attention_maps(ours, tokens), expected, rtol=1e-4, atol=1e-5)
+    assert not any(block.attention._forward_pre_hooks for block in ours.blocks)
