@@ -107,6 +107,12 @@ def test_no_tracked_file_names_a_folder_of_one_machine():
     assert not found
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_inside_the_repository_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text("utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_make_help_lists_every_public_target():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("course", "test", "lab", "bench", "help"):

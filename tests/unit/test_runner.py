@@ -71,7 +71,8 @@ def test_two_lessons_pass_and_leave_notebooks_results_and_a_report(lesson, run, 
     assert "example.org" not in html  # self-contained
 
 
-def test_each_of_two_kernels_computes_on_one_thread(lesson, run):
+def test_each_of_two_kernels_computes_on_one_thread(lesson, run, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     one_thread = "import os\nassert os.environ['OMP_NUM_THREADS'] == '1'"
     (result,) = run(lesson("00_threads", one_thread), jobs=2)
     assert result.passed, result.error
@@ -215,12 +216,13 @@ def test_interrupting_kills_the_kernels_and_keeps_what_is_finished(lesson, tmp_p
 
 
 def test_memory_is_measured_over_the_whole_family_and_the_family_is_killed():
-    child = "x = bytearray(200_000_000); print(flush=True); input()"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    code = "x = bytearray(200_000_000); print(flush=True); input()"
+    for _ in range(2):  # a child that has a child
+        code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", parent], **pipes)
-    process.stdout.readline()  # the child holds its memory now
-    (grandchild,) = psutil.Process(process.pid).children()
+    process = subprocess.Popen([sys.executable, "-c", code], **pipes)
+    process.stdout.readline()  # the grandchild holds its memory now
+    _, grandchild = psutil.Process(process.pid).children(recursive=True)
     gauge = meter.MemoryMeter(process.pid, interval=0.01)
     _wait_until(lambda: gauge.peak_bytes > 0)
     gauge.stop()
