@@ -33,7 +33,7 @@ def test_english_wikipedia_holds_what_it_should():
     rows = [row for part in corpora.wikipedia().values() for row in part]
     assert len(rows) == 10_033
     (paris,) = [row for row in rows if row["title"] == "Paris"]
-    assert "capital" in paris["text"] and paris["topic"] == "Geography"
+    assert "capital" in paris["text"] and len({row["topic"] for row in rows}) == 12
 
 
 def test_idioms():
