@@ -208,7 +208,8 @@ def all_come_out_whole(merges: Sequence[Merge]) -> bool:
     halves: dict[bytes, Merge] = {}
     for k, (left, right) in enumerate(merges):
         x, y, x_used, y_used = left, right, k, k
-        if left + right in born or any(len(z) > 1 and z not in halves for z in (left, right)):
+        made = (len(left) == 1 or left in halves) and (len(right) == 1 or right in halves)
+        if not made or left + right in halves:
             return False
         while True:
             crossing = rank.get((x, y), k)

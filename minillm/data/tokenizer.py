@@ -133,14 +133,17 @@ class Tokenizer:
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Read a Hugging Face `tokenizer.json`: ours or a published byte-level BPE one."""
-        return cls.from_huggingface(path)
+    def load(
+        cls, path: str | os.PathLike, end_of_text: str | None = None, name: str | None = None
+    ) -> "Tokenizer":
+        """Read a Hugging Face `tokenizer.json`: ours or a published byte-level BPE one.
 
-    @classmethod
-    def from_huggingface(cls, path: str | os.PathLike, name: str | None = None) -> "Tokenizer":
-        """See `tokenizer_files.read_huggingface`."""
-        return cls(**tokenizer_files.read_huggingface(path, name))
+        The file does not say which special token ends a text: unless told, the usual names
+        are tried. Raises ValueError if the file asks for more than byte-level BPE.
+        """
+        return cls(**tokenizer_files.read_huggingface(path, end_of_text, name))
+
+    from_huggingface = load
 
     @classmethod
     def from_tiktoken(

@@ -99,7 +99,9 @@ def write_huggingface(tokenizer: "Tokenizer", path: str | os.PathLike) -> None:
     os.replace(temporary, path)
 
 
-def read_huggingface(path: str | os.PathLike, name: str | None = None) -> dict[str, Any]:
+def read_huggingface(
+    path: str | os.PathLike, end_of_text: str | None = None, name: str | None = None
+) -> dict[str, Any]:
     """Read a byte-level BPE `tokenizer.json`. All added tokens count as special."""
     document = _json(path)
     model = _entry(document, "model", dict, path)
@@ -129,7 +131,7 @@ def read_huggingface(path: str | os.PathLike, name: str | None = None) -> dict[s
         "merges": _merges(_entry(model, "merges", list, path), tokens, path),
         "special_tokens": special_tokens,
         "pattern": _pattern(document.get("pre_tokenizer"), path),
-        "end_of_text": _likely_end(special_tokens),
+        "end_of_text": end_of_text or _likely_end(special_tokens),
         "name": name or Path(path).stem,
     }
 
