@@ -79,7 +79,7 @@ def run_lessons(options: argparse.Namespace) -> int:
         raise UsageError(f"seed={options.seed}, jobs={options.jobs}: expected ≥ 0 and ≥ 1")
     minillm.device(options.device)
     build = runner.root() / "build"
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     try:
         results = runner.run(
             lessons,
@@ -105,7 +105,7 @@ def show_claims(options: argparse.Namespace) -> int:
     results = read_results(root / "build")
     if not results:
         raise UsageError("nothing has run yet: python -m minillm.course run")
-    _print_claims(Console(), results)
+    _print_claims(Console(highlight=False, soft_wrap=True), results)
     if options.write:
         missing = [p.stem for p in runner.find_lessons() if p.stem not in _passed(results)]
         if missing:
@@ -171,7 +171,7 @@ def _print_claims(console: Console, results) -> None:
     for result in results:
         if result.claims:
             console.print(f"\n{result.lesson}", style="bold")
-            console.print(str(Table(result.claims)), markup=False, highlight=False)
+            console.print(str(Table(result.claims)), markup=False)
 
 
 if __name__ == "__main__":

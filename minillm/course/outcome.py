@@ -51,7 +51,7 @@ def write_results(
 ) -> None:
     """Replace `build/results.json` in one step, so that an interrupted run leaves a whole file."""
     machine = {
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "cores": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,

@@ -39,10 +39,9 @@ def write_report(build: Path) -> Path:
     run = json.loads((build / "results.json").read_text("utf-8"))
     results = read_results(build)
     sections = [_summary(run, results)] + [_section(build, result) for result in results]
+    page = _PAGE.format(title="minillm: what the course measured", body="\n".join(sections))
     report = build / "report.html"
-    report.write_text(
-        _PAGE.format(title="minillm: what the course measured", body="\n".join(sections))
-    )
+    report.write_text(page, "utf-8")
     return report
 
 
