@@ -1,0 +1,57 @@
+"""A copy of a model whose weights are laid out for decoding on a CPU.
+
+A decoding step multiplies few rows with every weight, so its time is the time to read the
+weights. How fast they can be read depends on their order in memory, and the order that suits one
+row does not suit eight; this module keeps both.
+
+Tensor legend: B batch, T time, C inputs of a layer, D outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minillm.model.transformer import Transformer
+
+
+def packed(model: Transformer) -> Transformer:
+    """The same model, faster to decode with on a CPU, for about twice the memory.
+
+    Weights are shared with `model` where the layout stays; the packed ones are copies, so later
+    training of `model` does not reach them. On other devices, or where PyTorch was built without
+    oneDNN, returns `model` itself.
+    """
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return model
+    fast = copy.deepcopy(model, memo={id(p): p for p in model.parameters()})
+    for module in list(fast.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32:
+                setattr(module, name, PackedLinear(layer))
+    return fast
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for inference: (…, C) → (…, D), the result of the layer it is made from."""
+
+    @torch.no_grad()
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        D, C = layer.weight.shape
+        # For one row: a wide layer is read fastest input by input, a tall one output by output.
+        self.by_input = layer.weight.t().contiguous() if D > C else None
+        # For several rows: oneDNN's own blocked order (8 is its hint for the number of rows).
+        self.blocked = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() > x.shape[-1]:
+            return torch.ops.mkldnn._linear_pointwise(x, self.blocked, self.bias, "none", [], "")
+        if self.by_input is None:
+            return F.linear(x, self.weight, self.bias)
+        y = x @ self.by_input
+        return y if self.bias is None else y + self.bias

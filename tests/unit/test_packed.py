@@ -1,0 +1,49 @@
+"""The packed copy of a model computes what the model computes, for one row and for several."""
+
+import pytest
+import torch
+from torch import nn
+
+from minillm.infer.engine import generate
+from minillm.infer.packed import PackedLinear, packed
+from minillm.infer.sampling import Sampler
+from minillm.model.config import gpt2_config, llama_config
+from minillm.model.transformer import Transformer
+
+SIZE = {"d_model": 24, "n_layers": 2, "n_heads": 4, "max_length": 40}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7, 30), (30, 7), (16, 16)])
+@pytest.mark.parametrize("rows", [(1,), (8,), (1, 1), (3, 5)])
+def test_a_packed_layer_equals_its_layer(bias, shape, rows):
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(*shape, bias=bias)
+    x = torch.randn(*rows, shape[0], generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedLinear(layer)(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [gpt2_config(19, **SIZE), llama_config(19, **SIZE)])
+def test_a_packed_model_generates_the_same_and_leaves_the_model_alone(config):
+    model, generator = Transformer(config), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+    fast = packed(model)
+    assert isinstance(fast.blocks[0].attention.qkv, PackedLinear)
+    assert isinstance(model.blocks[0].attention.qkv, nn.Linear)
+    assert fast.n_parameters() == model.n_parameters()
+    assert fast.embedding.weight is model.embedding.weight
+    for prompts in ([[1, 2]], [[1, 2], [3], [4, 5, 6]]):
+        settings = {"max_new_tokens": 12, "sampler": Sampler(temperature=0)}
+        assert generate(fast, prompts, **settings) == generate(model, prompts, **settings)
+
+
+def test_without_onednn_or_cpu_the_model_itself_comes_back(monkeypatch):
+    with torch.device("meta"):
+        elsewhere = Transformer(gpt2_config(19, **SIZE))
+    assert packed(elsewhere) is elsewhere
+    model = Transformer(gpt2_config(19, **SIZE))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert packed(model) is model
