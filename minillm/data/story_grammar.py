@@ -70,14 +70,12 @@ WORDS: dict[str, list[Word]] = {
     ),
     "indoors": _words(
         "kitchen school library barn attic cellar castle church museum tent tower bakery garage "
-        "theater hospital",
-        at="in",
+        "theater hospital"
     ),
     "outdoors": _words(
-        "market station harbor fair zoo farm airport playground crossing gate border camp",
-        at="at",
+        "market station harbor fair zoo farm airport playground crossing gate border camp"
     ),
-    "water": _words("river lake sea pond fountain waterfall well brook canal beach", at="by"),
+    "water": _words("river lake sea pond fountain waterfall well brook canal beach"),
     "where": _words("under behind beside inside near below above"),
     "spot": _words(
         "bed table chair box basket cupboard drawer sofa stove curtain ladder bucket barrel carpet "
@@ -143,7 +141,7 @@ PLOTS = [
     once {{hero:name}} the {{animal:animal}} was {{need:need}} {_PLACE} . {{friend:name}} the
     {{temper:character}} {{other:animal}} {{manner:manner}} gave {{hero}} the {{size:size}}
     {{color:color}} {{thing:need.class}} . {{hero}} {{thing.use}} {{thing.it}} . " now I am not
-    {{need}} , " said {{hero}} . {{hero}} and {{friend}} {{end:end}} {{place.at}} the {{place}} .
+    {{need}} , " said {{hero}} . {{hero}} and {{friend}} {{end:end}} .
     """,
     # Facts about animals: the sound and the young of each must be remembered.
     f"""
