@@ -34,9 +34,9 @@ END_OF_TEXT = "<|endoftext|>"
 _CHUNK = 1 << 15  # characters encoded at a time while streaming
 
 # Where a stream may be cut. With the patterns named below a piece always ends between a
-# character that is not white space and a blank, and between a letter and a punctuation mark
-# (other than the apostrophe of "it's"); and nothing before such a place looks past it.
-_CUT = regex.compile(r"(?r)(?<=\S)(?= )|(?<=\p{L})(?=[\p{P}\p{S}--['’]])", flags=regex.VERSION1)
+# character that is not white space and a blank, and between a letter and a punctuation mark;
+# and nothing before such a place looks past it.
+_CUT = regex.compile(r"(?r)(?<=\S)(?= )|(?<=\p{L})(?=[\p{P}\p{S}])")
 _CUTTABLE = {stages(p) for p in (GPT2_PATTERN, GPT4_PATTERN, QWEN_PATTERN, SMOLLM_PATTERN)}
 
 

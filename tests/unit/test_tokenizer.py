@@ -118,20 +118,55 @@ def test_any_bytes_survive(data):
     assert tokenizer.decode_bytes(ids) == data
 
 
-@given(texts, st.lists(st.integers(1, 40), min_size=1), st.sampled_from([(), "all", SPECIAL[:1]]))
-def test_a_stream_gives_the_ids_of_the_whole(text, sizes, allowed):
-    """Cut anywhere, with the inner chunk small enough that every kind of border occurs."""
-    text = text * 3
+def check_stream(tokenizer, chunks, allowed=()):
+    ids = list(tokenizer.encode_iterable(iter(chunks), allowed))
+    assert ids == tokenizer.encode("".join(chunks), allowed)
+
+
+@given(texts, st.data(), st.sampled_from([(), "all", SPECIAL[:1]]))
+def test_a_stream_gives_the_ids_of_the_whole(text, data, allowed):
+    """Cut anywhere, and looked at after so few characters that every kind of border occurs."""
+    borders = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=9)))
+    chunks = [text[i:j] for i, j in pairwise([0, *borders, len(text)])]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minillm.data.tokenizer._CHUNK", 8)
+        patch.setattr("minillm.data.tokenizer._CHUNK", data.draw(st.integers(1, 12)))
         for tokenizer in TRAINED.values():
-            chunks, start = [], 0
-            for i in range(len(text)):
-                if start < len(text):
-                    chunks.append(text[start : start + sizes[i % len(sizes)]])
-                    start += len(chunks[-1])
-            ids = list(tokenizer.encode_iterable(iter(chunks), allowed))
-            assert ids == tokenizer.encode(text, allowed)
+            check_stream(tokenizer, chunks, allowed)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize(
+    "text", ["sing  \n\n city", "people's 's city's", "a\n\nb", "12345 67", "唱歌，唱", "a!!\nb"]
+)
+def test_a_stream_of_single_characters(name, text, monkeypatch):
+    monkeypatch.setattr("minillm.data.tokenizer._CHUNK", 1)
+    check_stream(TRAINED[name], text * 3)
+
+
+def test_a_stream_waits_for_the_longer_special_token(monkeypatch):
+    monkeypatch.setattr("minillm.data.tokenizer._CHUNK", 1)
+    check_stream(Tokenizer.train(["x"], 259, ("<a>", "<a> <b>")), "x<a> <b>x<a> x", "all")
+
+
+def test_digits_stand_alone_in_the_fast_path_too():
+    vocabulary = {bytes([b]): b for b in range(256)} | {b"12": 256}
+    tokenizer = Tokenizer(vocabulary, pattern=SMOLLM_PATTERN)
+    assert tokenizer.encode("12") == tokenizer.encode("12", fast=False) == [0x31, 0x32]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "merges"),
+    [
+        (b"a b c ab bc", [(b"a", b"b")]),  # bc is a token, but no merge makes it
+        (b"a b c bc ab", [(b"a", b"b"), (b"b", b"c")]),  # ids do not rise with the merges
+        (b"a b c ab bc abc", [(b"a", b"b"), (b"b", b"c"), (b"a", b"bc")]),  # abc is never reached
+    ],
+)
+def test_the_fast_path_steps_aside_where_tiktoken_would_differ(tokens, merges):
+    tokenizer = Tokenizer({token: i for i, token in enumerate(tokens.split())}, merges=merges)
+    for text in ("bc", "abc", "aabcbcab"):
+        assert tokenizer.encode(text) == tokenizer.encode(text, fast=False)
+    assert tokenizer._tiktoken is None
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt4", "qwen", "smollm"])
