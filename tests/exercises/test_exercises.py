@@ -145,9 +145,9 @@ def test_wrong_version_is_rejected_by_name(lesson, exercise, mutant):
 
 
 @pytest.mark.parametrize("lesson", MASTERS)
-def test_lesson_has_three_to_five_exercises_and_no_stray_mutants(lesson):
+def test_lesson_has_three_or_more_exercises_and_no_stray_mutants(lesson):
     names = {exercise.name for exercise in find_exercises(MASTERS[lesson])}
-    assert 3 <= len(names) <= 5
+    assert len(names) >= 3
     assert set(mutants_of(lesson)) <= names
 
 
