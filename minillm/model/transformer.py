@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -62,19 +61,18 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draw all weights: GPT-2's rule, with matrices scaled to the width they read from.
+        """Draw all weights: every matrix N(0, 1/n) for its row length n, biases 0, norms 1.
 
-        Embeddings N(0, 0.02²), matrices N(0, 1/fan_in), biases 0, norms 1. The two matrices of a
-        block that write into the residual stream are smaller by √(2·n_layers), so that the stream
-        does not grow with depth (Radford et al. 2019, §2.3).
+        So every layer starts with outputs as loud as its inputs, at any width; GPT-2's fixed 0.02
+        is this rule at a width of 2,500, and drowns the embeddings of a small model. The two
+        matrices of a block that write into the residual stream are smaller by √(2·n_layers), so
+        that the stream does not grow with depth (Radford et al. 2019, §2.3).
         """
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            std = 0.02
-            if name.startswith("blocks."):
-                std = 1 / math.sqrt(weight.shape[1])
+            std = 1 / math.sqrt(weight.shape[1])
             if name.endswith(("attention.out.weight", "mlp.down.weight")):
                 std /= math.sqrt(2 * self.config.n_layers)
             # Drawn on the CPU, so that a seed means the same model on every device.
@@ -182,13 +180,12 @@ class Transformer(nn.Module):
         if self.config.tie_embeddings:
             del weights["unembed.weight"]
         config = json.dumps(dataclasses.asdict(self.config))
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             save_file(weights, temporary, metadata={"config": config})
             os.replace(temporary, path)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Transformer:

@@ -138,12 +138,13 @@ def test_a_seed_means_one_model_and_leaves_the_global_generator_out_of_it():
     assert not torch.equal(a.embedding.weight, c.embedding.weight)
 
 
-def test_an_untrained_model_is_about_as_surprised_as_a_uniform_guess():
+def test_an_untrained_model_is_little_more_surprised_than_a_uniform_guess():
+    """Logits start with variance 1, which costs about half a nat over log V."""
     config = gpt2_config(997, d_model=64, n_layers=4, n_heads=4)
     tokens = torch.randint(997, (4, 32), generator=torch.Generator().manual_seed(0))
     logits = Transformer(config)(tokens)
     loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    assert abs(loss.item() - math.log(997)) < 0.1
+    assert 0 < loss.item() - math.log(997) < 0.7
 
 
 def test_load_refuses_files_that_are_not_ours(tmp_path):
