@@ -111,7 +111,7 @@ def merge_counted_pieces(
     """The heart of training: pairs of token numbers, most frequent first.
 
     Each piece is kept as a string whose characters *are* token numbers, so that merging a pair
-    is `str.replace`. Counts change only in the pieces that hold the merged pair. The heap is
+    is `split` and `join`. Counts change only beside the places that are merged. The heap is
     lazy: an entry may be out of date, since counts of old pairs only fall, and is put right
     when it comes to the top.
     """
@@ -140,20 +140,28 @@ def merge_counted_pieces(
         merges.append(pair)
         changes: defaultdict[str, int] = defaultdict(int)
         for i in set(where.pop(pair)):
-            old, n = words[i], frequency[i]
-            if pair not in old:
-                continue
-            word = words[i] = old.replace(pair, new)
-            for p in map(add, old, old[1:]):
-                changes[p] -= n
-            for p in map(add, word, word[1:]):
-                changes[p] += n
-                if new in p:
-                    where[p].append(i)
+            parts, n = words[i].split(pair), frequency[i]
+            words[i] = new.join(parts)
+            # Neighbours change only where two parts meet. An empty part between two others
+            # means that two of the merged pairs stood side by side.
+            for k, part in enumerate(parts):
+                if part and k > 0:
+                    changes[pair[1] + part[0]] -= n
+                    changes[new + part[0]] += n
+                    where[new + part[0]].append(i)
+                if part and k < len(parts) - 1:
+                    changes[part[-1] + pair[0]] -= n
+                    changes[part[-1] + new] += n
+                    where[part[-1] + new].append(i)
+                if not part and 0 < k < len(parts) - 1:
+                    changes[pair[1] + pair[0]] -= n
+                    changes[new + new] += n
+                    where[new + new].append(i)
         for p, change in changes.items():
             pair_counts[p] += change
             if change > 0:  # only pairs with the new token grow
                 heappush(heap, (-pair_counts[p], p))
+        del pair_counts[pair]
         bar.update()
     bar.close()
     return [(ord(pair[0]), ord(pair[1])) for pair in merges]
