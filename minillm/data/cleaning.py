@@ -192,7 +192,7 @@ def mixture_weights(sizes: Mapping[str, float], temperature: float = 1.0) -> dic
     """How often to draw from each source: p ∝ size^(1/temperature), summing to 1.
 
     temperature 1 draws in proportion to size, a large one evenly: small sources are then
-    seen more often than they weigh (Conneau et al. 2020, §3.1 with α = 1/temperature).
+    seen more often than they weigh (Conneau & Lample 2019, §3.1, with α = 1/temperature).
 
     sizes: tokens (or documents) of each source.
 
