@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.output_widget import OutputWidget
 from papermill import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
@@ -176,7 +177,9 @@ class LessonRun:
             shutdown_kernel="immediate",
             resources={"metadata": {"path": str(self.path.parent)}},
             on_cell_start=self._on_cell_start,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
+        client.widget_registry = {"@jupyter-widgets/output": {"OutputModel": SilentOutput}}
         self._client = client
         try:
             client.execute(env=kernel_environment(self.jobs))
@@ -210,6 +213,17 @@ class LessonRun:
             self._meter = MemoryMeter(self._client.km.provisioner.pid)
         if self._stopped:
             self._meter.kill()
+
+
+class SilentOutput(OutputWidget):
+    """Collects what an `interact` callback prints, as a browser would, and keeps it to itself.
+
+    nbclient echoes each output to the kernel, on the socket on which it waits for the cell's
+    reply. When the two cross, the wake-up for the reply is lost and the cell seems to hang.
+    """
+
+    def sync_state(self) -> None:
+        pass
 
 
 def kernel_environment(jobs: int) -> dict[str, str]:

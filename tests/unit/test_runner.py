@@ -129,6 +129,17 @@ def test_a_working_interact_passes(lesson, run):
     assert result.passed, result.error
 
 
+def test_widget_outputs_are_collected_without_echo_to_the_kernel(lesson, run, tmp_path):
+    """The echo could swallow the wake-up for the cell's reply: a hang, once in many cells."""
+    show = "from ipywidgets import interactive\nw = interactive(lambda n: print(n), n=(0, 3))\nw"
+    (result,) = run(lesson("00_widget", show, "assert w.out.outputs == ()"))
+    assert result.passed, result.error
+    saved = nbformat.read(tmp_path / "build/notebooks/00_widget.ipynb", as_version=4)
+    (state,) = saved.metadata.widgets.values()
+    outputs = [m["state"]["outputs"] for m in state["state"].values() if "outputs" in m["state"]]
+    assert [output["text"] for output in outputs[0]] == ["1\n"]
+
+
 def test_a_parameter_no_lesson_has_is_refused_before_anything_runs(lesson, run, tmp_path):
     path = lesson("00_old", "print(1)", parameters='scale = "lesson"')
     with pytest.raises(ValueError, match="00_old has no parameter 'seed': it has scale"):
