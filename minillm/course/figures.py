@@ -112,7 +112,8 @@ def heatmap(
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if columns is not None:
         turned = max((len(str(name)) for name in columns), default=0) > 3
-        ax.set_xticks(range(len(columns)), columns, rotation=60 if turned else 0)
+        slant = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+        ax.set_xticks(range(len(columns)), columns, **slant)
     if rows is not None:
         ax.set_yticks(range(len(rows)), rows)
     if values is not None:
