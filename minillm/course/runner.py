@@ -269,9 +269,8 @@ def _progress(runs: list[LessonRun], earlier: dict[str, float], jobs: int, elaps
             done += 1
         elif run.started:
             left.append(max(expected - run.elapsed, 1.0))
-            lines.add_row(
-                f"  {run.name}", f"cell {run.cell + 1} of {run.n_cells}", _clock(run.elapsed)
-            )
+            where = f"cell {run.cell + 1} of {run.n_cells}" if run.n_cells else "starting"
+            lines.add_row(f"  {run.name}", where, _clock(run.elapsed))
         else:
             left.append(expected)
     remaining = max([sum(left) / jobs, *left]) if left else 0.0
