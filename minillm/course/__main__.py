@@ -1,4 +1,4 @@
-"""The course from the command line: python -m minillm.course {run,claims,fetch,check,…}."""
+"""Run lessons, see claims, fetch data, score exercises: `python -m minillm.course COMMAND`."""
 
 import argparse
 import sys
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    main = Parser(prog="python -m minillm.course", description=__doc__.splitlines()[0])
+    main = Parser(prog="python -m minillm.course")
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run lessons; write build/report.html")
@@ -122,7 +122,7 @@ def fetch_assets(options: argparse.Namespace) -> int:
         for name, asset in assets.ASSETS.items():
             cached = "cached" if assets.cached(name) else "-"
             print(
-                f"{name:10} {asset.size / 1e6:6.1f} MB  {cached:7} {asset.licence:26} {asset.about}"
+                f"{name:10} {asset.size / 1e6:6.1f} MB  {cached:7} {asset.licence:32} {asset.about}"
             )
         return 0
     names = list(assets.ASSETS) if options.all else options.names

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from minillm.course import meter, outcome, report, runner
 from minillm.course.__main__ import main
+from minillm.data import assets
 
 PARAMETERS = 'scale = "lesson"\ndevice = "auto"\nseed = 0'
 CLAIM = (
@@ -202,6 +203,14 @@ def test_the_exit_status_reaches_the_shell(tmp_path):
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: unknown lesson '77': there are no lessons here\n"
+
+
+def test_fetch_lists_every_asset_with_its_licence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINILLM_HOME", str(tmp_path))  # an empty cache
+    assert main(["fetch", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(assets.ASSETS)
+    assert "92.9 MB  -" in lines[0] and "Apache-2.0" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["4", "04", "04_heads", "notebooks/04_heads.ipynb"])
