@@ -13,6 +13,7 @@ from minillm.course import report, runner
 
 ROOT = runner.root()
 LESSONS = runner.find_lessons()
+PARAMETERS = {"scale": "lesson", "device": "auto", "seed": 0}
 WITH_SMOLLM2 = 3.0e9  # bytes; a lesson that loads the real model may hold this much
 WITHOUT = 2.0e9
 
@@ -22,7 +23,7 @@ def results(pytestconfig):
     """What running all lessons gave, by lesson. Progress is shown: this takes minutes."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        finished = runner.run(LESSONS, {"seed": 0}, build=ROOT / "build")
+        finished = runner.run(LESSONS, PARAMETERS, build=ROOT / "build")
     report.write_report(ROOT / "build")
     return {result.lesson: result for result in finished}
 
