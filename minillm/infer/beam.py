@@ -49,7 +49,7 @@ def beam_search(
     Raises:
         ValueError: as `generate`; fewer than one beam; a negative length penalty.
 
-    Source: Graves 2012, *Sequence Transduction with Recurrent Neural Networks*, §2.5; length
+    Source: Graves 2012, *Sequence Transduction with Recurrent Neural Networks*, algorithm 1; length
     normalisation after Wu et al. 2016, *Google's Neural Machine Translation System*, §7.
     """
     if beams < 1 or not length_penalty >= 0:
