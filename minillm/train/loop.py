@@ -211,7 +211,7 @@ def _diverged(step, loss, norm, rate, checkpoint) -> str:
     """The error message: what broke, at which step, and from where to go on."""
     text = (
         f"step {step}: the loss is {loss} and the gradient norm {norm}, at learning rate "
-        f"{rate:.2g}. The update was not applied: the model holds the weights after step {step - 1}"
+        f"{rate:.2g}. The update was not applied: the model keeps the weights it had before"
     )
     if checkpoint is not None and Path(checkpoint).exists():
         after = len(checkpoints.load(checkpoint)["history"]["steps"])
