@@ -164,8 +164,8 @@ def duplicate_of(
         bands, _ = choose_bands(n_hashes, threshold)
         signatures = torch.stack([minhash(s, n_hashes, seed) for s in sets])
         for a, b in lsh_candidates(signatures, bands):
-            if jaccard(sets[a], sets[b]) >= threshold:
-                low, high = sorted((first(distinct[a]), first(distinct[b])))
+            low, high = sorted((first(distinct[a]), first(distinct[b])))
+            if low != high and jaccard(sets[a], sets[b]) >= threshold:
                 group[high] = low
     return [first(index) for index in range(len(texts))]
 
