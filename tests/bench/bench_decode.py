@@ -17,8 +17,8 @@ from minillm.model import hf
 from minillm.model.transformer import Transformer
 
 PROMPT = "Gravity is the force by which a planet draws objects toward its centre. The word"
-N_NEW = 24
-ROUNDS = 7
+N_NEW = 48
+ROUNDS = 5
 
 
 def as_transformers(model: Transformer):
