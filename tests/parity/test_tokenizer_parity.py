@@ -29,6 +29,7 @@ PATTERNS = {
     "smollm": SMOLLM_PATTERN,
     "gaps": r"[a-z]+",
 }
+unhurried = settings(deadline=None, max_examples=60)  # a busy machine is no failure
 SPECIAL = ("<|endoftext|>", "<|end|>")
 CORPUS = [
     "It's the third of May, and the singers' choir sings: la, la, la! Nobody's asleep.\n\n",
@@ -82,7 +83,7 @@ def test_training_gives_the_same_merges_and_ids(pair):
     assert same_vocabulary(ours, reference)
 
 
-@settings(max_examples=60)
+@unhurried
 @given(st.lists(texts, max_size=5), st.integers(258, 330), st.sampled_from(sorted(PATTERNS)))
 def test_training_on_any_text(corpus, vocab_size, name):
     """Ties are the rule here: nearly all counts are small."""
@@ -90,6 +91,7 @@ def test_training_on_any_text(corpus, vocab_size, name):
     assert same_vocabulary(ours, trained_outside(corpus, vocab_size, PATTERNS[name]))
 
 
+@unhurried
 @given(texts)
 def test_encoding_equals_tokenizers(pair, text):
     ours, reference = pair
@@ -103,6 +105,7 @@ def test_special_tokens_equal_tokenizers(pair):
     assert ours.encode(text, "all") == reference.encode(text).ids
 
 
+@unhurried
 @given(texts)
 def test_a_saved_file_is_read_by_tokenizers(tmp_path_factory, pair, text):
     ours, _ = pair
@@ -123,6 +126,7 @@ def test_a_file_of_tokenizers_is_read_by_us(tmp_path, pair):
     assert loaded.special_tokens == ours.special_tokens and loaded.pattern == ours.pattern
 
 
+@unhurried
 @given(data=st.binary(min_size=1, max_size=200))
 def test_any_bytes_equal_tiktoken(pair, data):
     """As one piece; `tiktoken` panics at an empty one, which no text ever gives."""

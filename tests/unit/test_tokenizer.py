@@ -7,13 +7,15 @@ import tracemalloc
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.data import bpe
 from minillm.data.bpe import GPT2_PATTERN, GPT4_PATTERN, QWEN_PATTERN, SMOLLM_PATTERN
 from minillm.data.tokenizer import Tokenizer
 from minillm.data.tokenizer_files import from_chars, to_chars
+
+unhurried = settings(deadline=None)  # a busy machine is no failure
 
 TEXT = """It's a small town, isn't it? 12345 people live there; 987 of them sing.
 \tThe singers' choir -- 40 voices --  sings on Sundays.\n\n   "Louder!" they say. Louder!
@@ -73,6 +75,7 @@ def test_incremental_counts_equal_recounting_everything():
     assert bpe.train_bpe([TEXT + "aaaaa aaaa aaa"], 256 + 60) == naive(TEXT + "aaaaa aaaa aaa", 60)
 
 
+@unhurried
 @given(
     st.lists(st.tuples(*[st.text("abc", min_size=1, max_size=3)] * 2), max_size=12), st.text("abc")
 )
@@ -85,6 +88,7 @@ def test_merge_piece_equals_merging_the_best_pair_one_at_a_time(pairs, text):
     assert bpe.merge_piece(text.encode(), rank.get) == parts
 
 
+@unhurried
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=9))
 def test_whole_tokens_are_recognised_as_by_encoding_each(choices):
     """Random merge lists, in which each merge joins tokens that exist by then."""
@@ -103,6 +107,7 @@ def test_trained_tokens_come_out_whole(tokenizer):
     assert bpe.all_come_out_whole(tokenizer.merges)
 
 
+@unhurried
 @given(texts)
 def test_text_survives(text):
     for tokenizer in TRAINED.values():
@@ -111,6 +116,7 @@ def test_text_survives(text):
         assert tokenizer.encode(text, fast=False) == ids
 
 
+@unhurried
 @given(st.binary())
 def test_any_bytes_survive(data):
     tokenizer = TRAINED["gpt4"]
@@ -123,6 +129,7 @@ def check_stream(tokenizer, chunks, allowed=()):
     assert ids == tokenizer.encode("".join(chunks), allowed)
 
 
+@unhurried
 @given(texts, st.data(), st.sampled_from([(), "all", SPECIAL[:1]]))
 def test_a_stream_gives_the_ids_of_the_whole(text, data, allowed):
     """Cut anywhere, and looked at after so few characters that every kind of border occurs."""
