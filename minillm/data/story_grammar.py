@@ -1,12 +1,12 @@
 """The words and plots of the generated stories. `grammar.py` turns them into text.
 
-A plot is plain text with four kinds of holes:
+A plot is plain text with holes and choices:
 
-    {hero:name}         draw a word of the class "name", never one drawn from it before
+    {hero:name}         draw a word of the class "name" that the story has not drawn yet
     {hero}              say that word again
     {hero.their}        say one of its forms: here "her" or "his"
     {cure:need.class}   draw from the class that the word drawn as `need` names
-    [ 3 in … | 1 by … ]  choose one alternative, here with odds 3 : 1 (no numbers: even odds)
+    [ 3 in … | 1 by … ] choose one, here with odds 3 : 1 (without numbers: even odds)
 
 Every choice shows at once in the next token: alternatives begin with different words, and
 nothing is chosen silently. That is why a story's exact probability can be written down.
