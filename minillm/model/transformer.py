@@ -48,9 +48,9 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = empty_embedding(config.vocab_size, config.d_model)
         if config.position == "learned":
-            self.position_embedding = nn.Embedding(config.max_length, config.d_model)
+            self.position_embedding = empty_embedding(config.max_length, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
         self.unembed = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -223,6 +223,15 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             model.unembed.weight = model.embedding.weight
         return model
+
+
+def empty_embedding(n: int, width: int) -> nn.Embedding:
+    """An embedding for ``init_weights`` or a file to fill.
+
+    PyTorch's own would draw numbers that nobody keeps, and drawing on the meta device makes it
+    import its compiler first, which takes longer than loading a model.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(n, width), freeze=False)
 
 
 def check_tensors(expected: dict[str, tuple[int, ...]], weights: dict[str, Tensor]) -> None:
