@@ -1,6 +1,8 @@
 """The Transformer's own promises: what it refuses, what it counts, how it starts."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -172,3 +174,15 @@ def test_device_names():
     assert minillm.device().type in ("cuda", "mps", "cpu")
     with pytest.raises(ValueError, match="device='gpu': expected 'auto'"):
         minillm.device("gpu")
+
+
+def test_building_a_model_does_not_import_the_compiler():
+    """Random draws on the meta device would import torch._dynamo: a second, and 100 MB."""
+    code = (
+        "import sys, torch\n"
+        "from minillm.model.config import gpt2_config\n"
+        "from minillm.model.transformer import Transformer\n"
+        "with torch.device('meta'): Transformer(gpt2_config(31, d_model=12, n_heads=3))\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
