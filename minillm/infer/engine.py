@@ -117,7 +117,7 @@ def prefill(
     hidden = model.hidden(tokens.to(model.device), cache=cache)  # (B, T, C)
     cache.advance(lengths)
     last = hidden[torch.arange(len(prompts), device=model.device), lengths - 1]
-    return model.unembed(last), cache
+    return model.logits(last), cache
 
 
 @torch.inference_mode()
@@ -125,7 +125,7 @@ def decode_step(model: Transformer, tokens: Tensor, cache: KVCache) -> Tensor:
     """Feed one new token a row, (B,) int64; returns logits (B, V) for the token after it."""
     hidden = model.hidden(tokens[:, None], cache=cache)
     cache.advance(1)
-    return model.unembed(hidden[:, 0])
+    return model.logits(hidden[:, 0])
 
 
 def check_prompts(

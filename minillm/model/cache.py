@@ -14,6 +14,8 @@ from minillm.model.config import ModelConfig
 class KVCache:
     """Room for ``max_length`` tokens in each of ``batch_size`` rows, filled row by row.
 
+    Latent attention keeps one short key a token and no value (see `latent`); nothing here changes.
+
     Rows may have different lengths. New tokens are written behind each row's own length and count
     only once ``advance`` says how many of them are real, so right-padding is simply overwritten::
 
@@ -35,9 +37,10 @@ class KVCache:
             raise ValueError(
                 f"batch_size={batch_size}, max_length={max_length}: both must be at least 1"
             )
-        shape = (config.n_layers, batch_size, config.n_kv_heads, max_length, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        n_heads, key_width, value_width = config.cache_shape
+        room = (config.n_layers, batch_size, n_heads, max_length)
+        self.keys = torch.zeros(*room, key_width, device=device, dtype=dtype)
+        self.values = torch.zeros(*room, value_width, device=device, dtype=dtype)
         # The lengths live on the host: the common case below needs them without waiting for a GPU.
         self._lengths = [0] * batch_size
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minillm.data import assets
 from minillm.data.tokenizer import Tokenizer
-from minillm.model.config import ModelConfig, gpt2_config, llama_config
+from minillm.model.config import ModelConfig, Rope, gpt2_config, llama_config
 from minillm.model.gguf import GGUF
 from minillm.model.transformer import Transformer
 
@@ -77,7 +77,7 @@ def llama_config_from(published: dict) -> ModelConfig:
         head_dim=published.get("head_dim"),
         d_ff=published["intermediate_size"],
         max_length=published["max_position_embeddings"],
-        rope_base=rope.get("rope_theta") or published.get("rope_theta", 10_000.0),
+        rope=Rope(rope.get("rope_theta") or published.get("rope_theta", 10_000.0)),
         norm_eps=published["rms_norm_eps"],
         tie_embeddings=published.get("tie_word_embeddings", False),
     )
@@ -176,7 +176,7 @@ def from_gguf(file: GGUF) -> Transformer:
         n_kv_heads=about["llama.attention.head_count_kv"],
         d_ff=about["llama.feed_forward_length"],
         max_length=about["llama.context_length"],
-        rope_base=about["llama.rope.freq_base"],
+        rope=Rope(about["llama.rope.freq_base"]),
         norm_eps=about["llama.attention.layer_norm_rms_epsilon"],
         tie_embeddings="output.weight" not in file.names,
     )

@@ -1,83 +1,78 @@
-"""Everything in a block that is not attention: norms, positions, the MLP.
+"""Norms and MLPs: what a block does to each position alone.
 
-Shapes: B batch, T time, C channels (d_model), H heads, D head size, F MLP width.
+Shapes: B batch, T time, C channels (d_model), F MLP width.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.model.config import ModelConfig
+from minillm.model.config import GATED_MLPS, ModelConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+    "geglu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    """The normalisation over the last axis that the configuration names."""
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The nonlinearity of an MLP by the name in ``ModelConfig.mlp``; of the gate if it is gated."""
+    return ACTIVATIONS[name]
+
+
+def make_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
+    """The normalisation over the last axis (``width``, default d_model) of this configuration."""
+    width = config.d_model if width is None else width
     if config.norm == "rms":
-        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
-    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
+        return nn.RMSNorm(width, eps=config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.norm_bias)
 
 
 class MLP(nn.Module):
-    """Two matrices with a GELU between them (Vaswani et al. 2017, §3.3, with GPT-2's activation).
+    """Two matrices with a nonlinearity between them (Vaswani et al. 2017, §3.3).
 
     (B, T, C) → (B, T, C). Each position is transformed alone.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, width: int | None = None):
         super().__init__()
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
-        self.approximate = "tanh" if config.mlp == "gelu_tanh" else "none"
+        width = config.d_ff if width is None else width
+        self.up = nn.Linear(config.d_model, width, bias=config.bias)
+        self.down = nn.Linear(width, config.d_model, bias=config.bias)
+        self.activation = activation(config.mlp)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate=self.approximate))
+        return self.down(self.activation(self.up(x)))
 
 
-class SwiGLU(nn.Module):
+class GatedMLP(nn.Module):
     """An MLP whose hidden units are switched by a second projection (Shazeer 2020, §2).
 
-    (B, T, C) → (B, T, C). Gate and up share one matrix product; the gate comes first.
+    (B, T, C) → (B, T, C). SwiGLU or GeGLU, after the function that bends the gate. Gate and up
+    share one matrix product; the gate comes first.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, width: int | None = None):
         super().__init__()
-        self.gate_up = nn.Linear(config.d_model, 2 * config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        width = config.d_ff if width is None else width
+        self.gate_up = nn.Linear(config.d_model, 2 * width, bias=config.bias)
+        self.down = nn.Linear(width, config.d_model, bias=config.bias)
+        self.activation = activation(config.mlp)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(self.activation(gate) * up)
 
 
-def make_mlp(config: ModelConfig) -> nn.Module:
-    return SwiGLU(config) if config.mlp == "swiglu" else MLP(config)
-
-
-def rope_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the angle by which each position turns each pair of channels.
-
-    Pair i of a vector at position t turns by t · base^(−2i/D) (Su et al. 2021, eq. 15).
-
-    Args:
-        positions: int64 of any shape (…).
-
-    Returns:
-        cos, sin: float32, (…, D/2).
-    """
-    pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions[..., None].float() * base ** (-pairs / head_dim)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel i together with channel i + D/2 ("half-split" pairs, as in LLaMA).
-
-    Args:
-        x: (B, H, T, D) queries or keys.
-        cos, sin: (T, D/2) or (B, 1, T, D/2).
-    """
-    a, b = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+def make_mlp(config: ModelConfig, width: int | None = None) -> nn.Module:
+    """The MLP of this configuration with ``width`` hidden units (default d_ff)."""
+    kind = GatedMLP if config.mlp in GATED_MLPS else MLP
+    return kind(config, width)

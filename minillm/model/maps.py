@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from minillm.model.attention import causal_mask
+from minillm.model.masks import causal_mask
 from minillm.model.transformer import Transformer
 
 
@@ -28,8 +28,8 @@ def attention_maps(model: Transformer, tokens: Tensor) -> Tensor:
     maps = []
 
     def record(attention, inputs):
-        x, _, rotation, _ = inputs
-        q, k, _ = attention.heads(x, rotation)
+        x, view, _ = inputs
+        q, k, _ = attention.heads(x, view.rotation)
         k = k.repeat_interleave(attention.n_heads // attention.n_kv_heads, dim=1)
         scores = q @ k.transpose(-2, -1) / math.sqrt(attention.head_dim)
         mask = causal_mask(torch.arange(x.shape[1], device=x.device), x.shape[1])

@@ -11,10 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import minillm
-from minillm.model.attention import attention, causal_mask, document_mask, grouped_attention
+from minillm.model.attention import attention, grouped_attention
 from minillm.model.cache import KVCache
-from minillm.model.config import ModelConfig, gpt2_config, llama_config
-from minillm.model.layers import rope_angles, rotate
+from minillm.model.config import ModelConfig, Rope, gpt2_config, llama_config
+from minillm.model.masks import causal_mask, document_mask
+from minillm.model.positions import rope_angles, rotate
 from minillm.model.transformer import Transformer
 
 TINY = gpt2_config(31, d_model=12, n_layers=2, n_heads=3, max_length=9)
@@ -29,7 +30,7 @@ TINY = gpt2_config(31, d_model=12, n_layers=2, n_heads=3, max_length=9)
         ({"position": "sinus"}, "position='sinus': expected one of"),
         ({"norm": "batch"}, "norm='batch'"),
         ({"mlp": "relu9"}, "mlp='relu9'"),
-        ({"position": "rope", "head_dim": 7}, "head_dim=7 is odd"),
+        ({"position": "rope", "head_dim": 7}, "head_dim=7 .* an odd number"),
         ({"norm_eps": 0.0}, "norm_eps=0.0"),
     ],
 )
@@ -98,7 +99,9 @@ def test_rope_scores_depend_on_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 8, generator=g)
 
     def score(t, s):
-        turned = [rotate(x, *rope_angles(torch.tensor([p]), 8, 100.0)) for x, p in ((q, t), (k, s))]
+        turned = [
+            rotate(x, *rope_angles(torch.tensor([p]), 8, Rope(100.0))) for x, p in ((q, t), (k, s))
+        ]
         return (turned[0] * turned[1]).sum().item()
 
     assert score(9, 4) == pytest.approx(score(25, 20), abs=1e-5)
