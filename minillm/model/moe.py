@@ -180,7 +180,7 @@ class MoELayer(nn.Module):
         self.experts = Experts(config)
         if self.moe.d_shared:
             self.shared = make_mlp(config, self.moe.d_shared)
-        if self.moe.shared_gate:
+        if self.moe.d_shared and self.moe.shared_gate:
             self.shared_gate = nn.Linear(config.d_model, 1, bias=False)
         self.routing: Routing | None = None
 
