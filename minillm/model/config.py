@@ -182,6 +182,7 @@ class ModelConfig:
     latent: Latent | None = None
     qk_norm: str = "none"  # over each head's channels, or over all of them at once
     attention_scale: float | None = None  # None: 1 / √head_dim
+    alibi_scale: float = 1.0  # multiplies ALiBi's slopes
     attention_softcap: float | None = None  # c: scores become c · tanh(scores / c)
     # Block
     norm: str = "layer"
