@@ -78,6 +78,9 @@ class GGUF:
     def names(self) -> list[str]:
         return list(self._tensors)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
     def tensor(self, name: str) -> Tensor:
         """One tensor, dequantised to float32 with its outermost axis first."""
         if name not in self._tensors:

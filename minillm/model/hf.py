@@ -1,116 +1,53 @@
-"""Published weights in our Transformer: Hugging Face folders and GGUF files, GPT-2 and Llama.
+"""Published models in our Transformer and back: Hugging Face folders, the hub, and GGUF files.
 
-A family is two functions: its ``config.json`` as a ModelConfig, and its tensor names and layouts
-as ours. Everything else (sharded files, missing tensors, tied output) is shared.
+`minillm.model.families` says how each family writes its configuration and its tensors; one table
+per family serves import, export, and the error that lists everything that does not fit.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from minillm.data import assets
 from minillm.data.tokenizer import Tokenizer
-from minillm.model.config import ModelConfig, Rope, gpt2_config, llama_config
+from minillm.model.config import ModelConfig, Rope, llama_config
+from minillm.model.encoder_decoder import EncoderDecoder
+from minillm.model.families import FAMILIES
+from minillm.model.families.common import Fields
 from minillm.model.gguf import GGUF
-from minillm.model.transformer import Transformer
+from minillm.model.layouts import Row
+from minillm.model.transformer import Transformer, check_shapes, own_tensors, shapes_of
 
-# Gives one tensor by its published name; taking it frees it, so nothing is held twice.
-Take = Callable[[str], Tensor]
-
-
-def gpt2_config_from(published: dict) -> ModelConfig:
-    return gpt2_config(
-        published["vocab_size"],
-        d_model=published["n_embd"],
-        n_layers=published["n_layer"],
-        n_heads=published["n_head"],
-        d_ff=published.get("n_inner"),
-        max_length=published["n_positions"],
-        norm_eps=published["layer_norm_epsilon"],
-        mlp={"gelu_new": "gelu_tanh", "gelu": "gelu"}[published["activation_function"]],
-    )
+# A family with an encoder has the configurations of both parts.
+Config = ModelConfig | tuple[ModelConfig, ModelConfig]
+SHARD_BYTES = 5_000_000_000
 
 
-def gpt2_weights(config: ModelConfig, take: Take) -> dict[str, Tensor]:
-    """GPT-2 stores its matrices transposed (inputs first), queries, keys and values as one."""
-    weights = {
-        "embedding.weight": take("wte.weight"),
-        "position_embedding.weight": take("wpe.weight"),
-        "norm.weight": take("ln_f.weight"),
-        "norm.bias": take("ln_f.bias"),
-    }
-    renamed = {
-        "attention_norm": "ln_1",
-        "attention.qkv": "attn.c_attn",
-        "attention.out": "attn.c_proj",
-        "mlp_norm": "ln_2",
-        "mlp.up": "mlp.c_fc",
-        "mlp.down": "mlp.c_proj",
-    }
-    for i in range(config.n_layers):
-        for ours, theirs in renamed.items():
-            weight = take(f"h.{i}.{theirs}.weight")
-            weights[f"blocks.{i}.{ours}.weight"] = weight.t().contiguous()
-            weights[f"blocks.{i}.{ours}.bias"] = take(f"h.{i}.{theirs}.bias")
-    return weights
+@dataclass(frozen=True)
+class Source:
+    """Tensors to be read one at a time, so that nothing is held twice."""
+
+    shapes: dict[str, tuple[int, ...]]
+    take: Callable[[str], Tensor]
 
 
-def llama_config_from(published: dict) -> ModelConfig:
-    rope = published.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default" or published.get("rope_scaling"):
-        raise ValueError("this Llama scales its RoPE; only the plain form is supported so far")
-    biases = published.get("attention_bias"), published.get("mlp_bias")
-    if any(biases) or published.get("hidden_act", "silu") != "silu":
-        raise ValueError("this Llama has biases or an activation other than silu: not supported")
-    return llama_config(
-        published["vocab_size"],
-        d_model=published["hidden_size"],
-        n_layers=published["num_hidden_layers"],
-        n_heads=published["num_attention_heads"],
-        n_kv_heads=published.get("num_key_value_heads"),
-        head_dim=published.get("head_dim"),
-        d_ff=published["intermediate_size"],
-        max_length=published["max_position_embeddings"],
-        rope=Rope(rope.get("rope_theta") or published.get("rope_theta", 10_000.0)),
-        norm_eps=published["rms_norm_eps"],
-        tie_embeddings=published.get("tie_word_embeddings", False),
-    )
+# Import ---------------------------------------------------------------------------------------
 
 
-def llama_weights(config: ModelConfig, take: Take) -> dict[str, Tensor]:
-    """Llama keeps q, k, v and gate, up apart; we multiply with them at once."""
-    weights = {
-        "embedding.weight": take("model.embed_tokens.weight"),
-        "norm.weight": take("model.norm.weight"),
-    }
-    if not config.tie_embeddings:
-        weights["unembed.weight"] = take("lm_head.weight")
-    for i in range(config.n_layers):
-        ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
-        qkv = [take(f"{theirs}self_attn.{x}_proj.weight") for x in "qkv"]
-        gate_up = [take(f"{theirs}mlp.{x}_proj.weight") for x in ("gate", "up")]
-        weights[ours + "attention_norm.weight"] = take(theirs + "input_layernorm.weight")
-        weights[ours + "attention.qkv.weight"] = torch.cat(qkv)
-        weights[ours + "attention.out.weight"] = take(theirs + "self_attn.o_proj.weight")
-        weights[ours + "mlp_norm.weight"] = take(theirs + "post_attention_layernorm.weight")
-        weights[ours + "mlp.gate_up.weight"] = torch.cat(gate_up)
-        weights[ours + "mlp.down.weight"] = take(theirs + "mlp.down_proj.weight")
-    return weights
-
-
-FAMILIES = {
-    "gpt2": (gpt2_config_from, gpt2_weights),
-    "llama": (llama_config_from, llama_weights),
-}
-
-
-def from_huggingface(folder: str | Path) -> Transformer:
+def from_huggingface(folder: str | Path) -> Transformer | EncoderDecoder:
     """Load a folder with ``config.json`` and ``*.safetensors`` (one file or several shards).
 
     Raises:
@@ -118,43 +55,195 @@ def from_huggingface(folder: str | Path) -> Transformer:
             missing, surplus or of another shape (all of them are listed).
     """
     folder = Path(folder)
-    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        raise ValueError(f"{folder} holds no .safetensors file; pickled weights are never loaded")
-    tensors = {}
-    for shard in shards:
-        with safe_open(shard, framework="pt") as file:
-            tensors |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    return from_published(published, tensors)
+    published = read_json(folder / "config.json")
+    with ExitStack() as open_files:
+        shapes, files = {}, {}
+        for path in safetensors_files(folder):
+            file = open_files.enter_context(safe_open(path, framework="pt"))
+            for name in file.keys():  # noqa: SIM118
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+                files[name] = file
+        return _build(published, Source(shapes, lambda name: files[name].get_tensor(name)))
 
 
-def from_published(published: dict, tensors: dict[str, Tensor]) -> Transformer:
+def from_published(published: dict, tensors: dict[str, Tensor]) -> Transformer | EncoderDecoder:
     """The model that a ``config.json`` and its named tensors describe (float32)."""
-    family = published.get("model_type")
+    return _build(published, Source(shapes_of(tensors), tensors.__getitem__))
+
+
+def _build(published: dict, source: Source) -> Transformer | EncoderDecoder:
+    name = published.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(f"model_type={name!r} is not known; known are {sorted(FAMILIES)}")
+    if published.get("quantization_config"):
+        raise ValueError("these weights are quantised; only float weights are read, or a GGUF file")
+    family = FAMILIES[name]
+    config = family.read(Fields(published))
+    table = list(family.table(config))
+    return _assemble(config, table, _renamed(family, table, source))
+
+
+def _renamed(family: Any, table: list[Row], source: Source) -> Source:
+    """The source by the names of the table, without what the family does not need."""
+    canonical = getattr(family, "canonical", lambda name: name)
+    wanted = {name for row in table for name in row.theirs}
+    names = {name if name in wanted else canonical(name): name for name in source.shapes}
+    # A tied output may be stored, too; the configuration says that it is the embedding.
+    ignored = {None, "lm_head.weight"} - wanted
+    return Source(
+        {ours: source.shapes[name] for ours, name in names.items() if ours not in ignored},
+        lambda name: source.take(names[name]),
+    )
+
+
+def _assemble(config: Config, table: list[Row], source: Source) -> Transformer | EncoderDecoder:
+    """Check all shapes before a single tensor is read, then read them into a model."""
+    kind = Transformer if isinstance(config, ModelConfig) else EncoderDecoder
+    check_shapes(_published_shapes(config, table), source.shapes)
+    weights = {}
+    for row in table:
+        weights[row.ours] = row.layout.pack([source.take(name).float() for name in row.theirs])
+    return kind.from_weights(config, weights)
+
+
+def _published_shapes(config: Config, table: list[Row]) -> dict[str, tuple[int, ...]]:
+    """What a family's files hold for this configuration, from a model without numbers."""
+    with torch.device("meta"):
+        model = Transformer(config) if isinstance(config, ModelConfig) else EncoderDecoder(*config)
+    return shapes_of(unpack(model, table))
+
+
+def unpack(model: nn.Module, table: list[Row]) -> dict[str, Tensor]:
+    """The tensors of a model as its family publishes them, by name."""
+    ours = own_tensors(model)
+    assert ours.keys() == {row.ours for row in table}, ours.keys() ^ {row.ours for row in table}
+    published = {}
+    for row in table:
+        parts = row.layout.unpack(ours[row.ours].detach())
+        published |= dict(zip(row.theirs, parts, strict=True))
+    return published
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The files with the weights: what the index lists, or the one file, or all there are."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError(f"{index} points outside its folder: {names}")
+        return [folder / name for name in names]
+    whole = folder / "model.safetensors"
+    files = [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no .safetensors file; pickled weights are never loaded")
+    return files
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# Export ---------------------------------------------------------------------------------------
+
+
+def to_huggingface(
+    model: Transformer | EncoderDecoder,
+    folder: str | Path,
+    family: str,
+    tokenizer: Tokenizer | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a folder that `transformers`, vLLM and `from_huggingface` read.
+
+    Args:
+        folder: must not exist, or be empty. It appears complete or not at all.
+        family: a key of ``FAMILIES``.
+        shard_bytes: a file never holds more, unless a single tensor does.
+
+    Raises:
+        ValueError: an unknown family, or one that cannot express this model.
+    """
     if family not in FAMILIES:
-        raise ValueError(f"model_type={family!r} is not known; known are {sorted(FAMILIES)}")
-    read_config, read_weights = FAMILIES[family]
-    config = read_config(published)
-    # GPT-2 files name tensors with and without this prefix, and some store the causal mask.
-    left = {
-        name.removeprefix("transformer."): tensor
-        for name, tensor in tensors.items()
-        if not name.endswith((".attn.bias", ".attn.masked_bias"))
-        and not (config.tie_embeddings and name == "lm_head.weight")
-    }
-    missing = []
+        raise ValueError(f"family={family!r} is not known; known are {sorted(FAMILIES)}")
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; choose a new folder")
+    config = model.config
+    if isinstance(model, EncoderDecoder):
+        config = (model.encoder.config, model.decoder.config)
+    fields = published_config(config, family)
+    tensors = unpack(model, list(FAMILIES[family].table(config)))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        _write_json(temporary / "config.json", fields)
+        _write_shards(temporary, tensors, shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save(temporary / "tokenizer.json")
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
-    def take(name: str) -> Tensor:
-        if name not in left:
-            missing.append(name)
-            return torch.empty(0)
-        return left.pop(name)
 
-    weights = read_weights(config, take)
-    if missing or left:
-        raise ValueError(f"{family} weights: missing {missing}, surplus {sorted(left)}")
-    return Transformer.from_weights(config, weights)
+def published_config(config: Config, family: str) -> dict:
+    """The ``config.json`` of a model in the words of a family.
+
+    Raises:
+        ValueError: reading it back would give another model; the fields that differ are named.
+    """
+    module = FAMILIES[family]
+    fields = {"model_type": family, "dtype": "float32", **module.write(config)}
+    back = module.read(Fields(fields))
+    both = [config, back] if isinstance(config, tuple) else [(config,), (back,)]
+    lost = [
+        f"{name}={value!r} would come back as {other.to_dict()[name]!r}"
+        for ours, other in zip(*both, strict=True)
+        for name, value in ours.to_dict().items()
+        if not _same(value, other.to_dict()[name])
+    ]
+    if lost:
+        raise ValueError(f"the family {family!r} cannot express this model: {'; '.join(lost)}")
+    return fields
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal, with room for the rounding of derived constants."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, float) and isinstance(b, float | int):
+        return math.isclose(a, b, rel_tol=1e-12)
+    return a == b
+
+
+def _write_shards(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> None:
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and filled + tensor.nbytes > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += tensor.nbytes
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        n = len(shards)
+        names = [f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)]
+        where = {key: file for file, shard in zip(names, shards, strict=True) for key in shard}
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": size}, "weight_map": where}
+        _write_json(folder / "model.safetensors.index.json", index)
+    for file, shard in zip(names, shards, strict=True):
+        whole = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
+        save_file(whole, folder / file, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# GGUF -----------------------------------------------------------------------------------------
 
 
 def from_gguf(file: GGUF) -> Transformer:
@@ -180,17 +269,20 @@ def from_gguf(file: GGUF) -> Transformer:
         norm_eps=about["llama.attention.layer_norm_rms_epsilon"],
         tie_embeddings="output.weight" not in file.names,
     )
+    table = list(FAMILIES["llama"].table(config))
+    names = {gguf_name(name): name for row in table for name in row.theirs}
+    shapes = {names.get(name, name): file.shape(name) for name in file.names}
     n_rows = {"q": config.n_heads, "k": config.n_kv_heads}
 
-    def take(name: str) -> Tensor:
-        name = gguf_name(name)
+    def take(published: str) -> Tensor:
+        name = gguf_name(published)
         weight = file.tensor(name)
         for part, n_heads in n_rows.items():
             if name.endswith(f"attn_{part}.weight"):
                 weight = half_split(weight, n_heads)
         return weight
 
-    return Transformer.from_weights(config, llama_weights(config, take))
+    return _assemble(config, table, Source(shapes, take))
 
 
 def gguf_name(name: str) -> str:

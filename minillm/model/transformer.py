@@ -190,7 +190,7 @@ class Transformer(nn.Module):
         """What ALiBi or T5's buckets add to the scores: (1 or B, H, T, S)."""
         rows = positions if positions.dim() == 2 else positions[None]
         if self.config.position == "alibi":
-            return alibi_bias(rows, n_keys, self.config.n_heads)
+            return self.config.alibi_scale * alibi_bias(rows, n_keys, self.config.n_heads)
         both_sides = self.config.mask == "bidirectional"
         return self.relative_bias(relative_buckets(rows, n_keys, both_sides)).permute(0, 3, 1, 2)
 
@@ -316,7 +316,7 @@ def fill(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: lists every missing, surplus and mis-shaped tensor.
     """
-    check_tensors({k: tuple(v.shape) for k, v in own_tensors(model).items()}, weights)
+    check_shapes(shapes_of(own_tensors(model)), shapes_of(weights))
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     return model
@@ -329,6 +329,10 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         first_names.setdefault(id(tensor), name)
     return {name: tensors[name] for name in first_names.values()}
+
+
+def shapes_of(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 class MLMHead(nn.Module):
@@ -361,14 +365,14 @@ def empty_embedding(n: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(n, width), freeze=False)
 
 
-def check_tensors(expected: dict[str, tuple[int, ...]], weights: dict[str, Tensor]) -> None:
+def check_shapes(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:
     """Raise one ValueError naming every tensor that is missing, surplus or mis-shaped."""
-    problems = [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
-    problems += [f"surplus {name}" for name in sorted(weights.keys() - expected.keys())]
+    problems = [f"missing {name}" for name in sorted(expected.keys() - given.keys())]
+    problems += [f"surplus {name}" for name in sorted(given.keys() - expected.keys())]
     problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, expected {expected[name]}"
-        for name in sorted(expected.keys() & weights.keys())
-        if tuple(weights[name].shape) != expected[name]
+        f"{name} has shape {given[name]}, expected {expected[name]}"
+        for name in sorted(expected.keys() & given.keys())
+        if given[name] != expected[name]
     ]
     if problems:
         raise ValueError("the weights do not fit the configuration: " + "; ".join(problems))

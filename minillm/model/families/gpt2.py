@@ -1,0 +1,70 @@
+"""GPT-2 (Radford et al. 2019): matrices stored transposed, queries, keys and values as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from minillm.model.config import ModelConfig, gpt2_config
+from minillm.model.families.common import activation, expect, published_activation
+from minillm.model.layouts import SAME, TRANSPOSED, Row, linear
+
+
+def read(published: dict) -> ModelConfig:
+    expect(published, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    expect(published, add_cross_attention=False)
+    return gpt2_config(
+        published["vocab_size"],
+        d_model=published["n_embd"],
+        n_layers=published["n_layer"],
+        n_heads=published["n_head"],
+        d_ff=published.get("n_inner"),
+        max_length=published["n_positions"],
+        norm_eps=published["layer_norm_epsilon"],
+        mlp=activation(published, "activation_function"),
+        tie_embeddings=published.get("tie_word_embeddings", True),
+    )
+
+
+def write(config: ModelConfig) -> dict:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.vocab_size,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layers,
+        "n_head": config.n_heads,
+        "n_inner": config.d_ff,
+        "n_positions": config.max_length,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": published_activation(config.mlp),
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def table(config: ModelConfig) -> Iterator[Row]:
+    yield Row("embedding.weight", ("transformer.wte.weight",), SAME)
+    yield Row("position_embedding.weight", ("transformer.wpe.weight",), SAME)
+    yield from linear("norm", "transformer.ln_f", bias=True)
+    if not config.tie_embeddings:
+        yield Row("unembed.weight", ("lm_head.weight",), SAME)
+    for i in range(config.n_layers):
+        ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
+        yield from linear(f"{ours}.attention_norm", f"{theirs}.ln_1", bias=True)
+        yield from linear(f"{ours}.mlp_norm", f"{theirs}.ln_2", bias=True)
+        for our_matrix, their_matrix in MATRICES.items():
+            pair = f"{ours}.{our_matrix}", f"{theirs}.{their_matrix}"
+            yield from linear(*pair, bias=True, layout=TRANSPOSED)
+
+
+MATRICES = {
+    "attention.qkv": "attn.c_attn",
+    "attention.out": "attn.c_proj",
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
+}
+
+
+def canonical(name: str) -> str | None:
+    """Some files leave out the prefix, and some store the causal mask."""
+    if name.endswith((".attn.bias", ".attn.masked_bias")):
+        return None
+    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
