@@ -6,7 +6,9 @@ the bandwidth is measured here too, by summing as many bytes.
 """
 
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 
@@ -23,37 +25,11 @@ ROUNDS = 5
 
 def as_transformers(model: Transformer):
     """The same weights in the library's Llama class."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    c = model.config
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff,
-            num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
-            num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.max_length,
-            rms_norm_eps=c.norm_eps, tie_word_embeddings=c.tie_embeddings,
-            rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
-            bos_token_id=None, eos_token_id=None,
-        )
-    ).eval()  # fmt: skip
-    weights = {"model.embed_tokens.weight": model.embedding.weight}
-    weights["lm_head.weight"] = model.unembed.weight
-    weights["model.norm.weight"] = model.norm.weight
-    for i, block in enumerate(model.blocks):
-        q, k, v = block.attention.qkv.weight.split(block.attention.sizes)
-        gate, up = block.mlp.gate_up.weight.chunk(2)
-        weights |= {
-            f"model.layers.{i}.{name}.weight": weight
-            for name, weight in {
-                "self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v,
-                "self_attn.o_proj": block.attention.out.weight,
-                "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": block.mlp.down.weight,
-                "input_layernorm": block.attention_norm.weight,
-                "post_attention_layernorm": block.mlp_norm.weight,
-            }.items()
-        }  # fmt: skip
-    theirs.load_state_dict(weights)
-    return theirs
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        hf.to_huggingface(model, Path(folder) / "model", "llama")
+        return AutoModelForCausalLM.from_pretrained(Path(folder) / "model").eval()
 
 
 def contestants(ours, theirs, prompts: list[list[int]]) -> dict:
