@@ -112,8 +112,9 @@ def check_logits_and_gradients(ours: nn.Module, theirs: nn.Module, folder: Path)
 def check_round_trip(ours: nn.Module, theirs: nn.Module, family: str, folder: Path) -> None:
     """What we export loads in `transformers` with equal logits, and in ours with equal weights."""
     hf.to_huggingface(ours, folder, family)
-    options = {"output_loading_info": True, "attn_implementation": "eager"}
-    again, report = type(theirs).from_pretrained(folder, **options)
+    again, report = type(theirs).from_pretrained(
+        folder, output_loading_info=True, attn_implementation=theirs.config._attn_implementation
+    )
     missing = {name for name in report["missing_keys"] if "pooler" not in name}
     assert not missing, f"the exported folder lacks {missing}"
     assert not report["unexpected_keys"], f"it has surplus {report['unexpected_keys']}"
