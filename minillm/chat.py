@@ -1,0 +1,173 @@
+"""Talk to a model in the terminal.
+
+    python -m minillm.chat smollm2
+    python -m minillm.chat path/to/folder --temperature 0.8 --system "Answer in one sentence."
+    echo "What is the capital of France?" | python -m minillm.chat smollm2 --temperature 0
+
+MODEL is "smollm2", a folder in Hugging Face's layout, a .gguf file, or a name on the hub.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import minillm
+from minillm.data.assets import AssetError
+from minillm.data.tokenizer import Tokenizer
+from minillm.infer.chat import PLAIN, SMOLLM2_SYSTEM, Chat
+from minillm.infer.sampling import Sampler
+from minillm.model import hf
+from minillm.model.gguf import GGUF
+from minillm.model.transformer import Transformer
+
+HELP = "/reset forgets the conversation, /quit leaves; Ctrl-C stops an answer."
+
+
+def load(name: str) -> tuple[Transformer, Tokenizer]:
+    """The model and tokenizer that a name stands for; see the top of this file.
+
+    Raises:
+        ValueError, OSError, AssetError: there is no such model, or it cannot be read.
+    """
+    if name == "smollm2":
+        return hf.smollm2()
+    if name.endswith(".gguf"):
+        file = GGUF(Path(name))
+        return hf.from_gguf(file), Tokenizer.from_gguf(file.metadata)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise ValueError(f"no model {name!r}: expected smollm2, a folder or a .gguf file")
+    return hf.from_huggingface(folder), Tokenizer.load(folder / "tokenizer.json")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status: 0, or 2 with one line on stderr."""
+    given = _parser().parse_args(arguments)
+    try:
+        chat = _start(given)
+        with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
+            _converse(chat)
+            return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, AssetError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m minillm.chat",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument(
+        "--temperature", type=float, default=0.2, help="0 always takes the likeliest (default: 0.2)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=0.9, help="cut the unlikely rest (default: 0.9)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, help="length of an answer (default: 256)")
+    parser.add_argument("--context", type=int, help="tokens remembered (default: at most 2048)")
+    parser.add_argument("--system", help="instructions that stand before the conversation")
+    parser.add_argument(
+        "--seed", type=int, help="repeat a conversation (default: another each time)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    return parser
+
+
+def _start(given: argparse.Namespace) -> Chat:
+    """Check what was asked for, cheap things first, and load the model."""
+    sampler = Sampler(temperature=given.temperature, top_p=given.top_p)
+    device = minillm.device(given.device)
+    generator = torch.Generator()
+    if given.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(given.seed)
+    model, tokenizer = load(given.model)
+    system = given.system
+    if system is None and given.model == "smollm2":
+        system = SMOLLM2_SYSTEM
+    return Chat(
+        model.to(device),
+        tokenizer,
+        system=system,
+        sampler=sampler,
+        generator=generator,
+        max_new_tokens=given.max_new_tokens,
+        context=given.context,
+    )
+
+
+def _converse(chat: Chat) -> None:
+    """Answer line after line until the input ends. Notes go to stderr, answers to stdout."""
+    if chat.template is PLAIN:
+        _note("no chat template known for this model: it continues your text as plain text")
+    for message in _messages():
+        if message == "/reset":
+            chat.reset()
+            _note("forgotten")
+        elif message.startswith("/"):
+            _note(HELP)
+        else:
+            _answer(chat, message)
+
+
+def _messages() -> Iterator[str]:
+    """The lines that are typed or piped in, without empty ones, up to the end or /quit."""
+    typed = sys.stdin.isatty()
+    if typed:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  arrow keys and history in `input`
+        _note(HELP)
+    while True:
+        try:
+            line = input("you> " if typed else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if not typed:
+                raise
+            _note("\n/quit leaves")
+            continue
+        if line == "/quit":
+            return
+        if line:
+            yield line
+
+
+def _answer(chat: Chat, message: str) -> None:
+    """Print the answer as it comes; Ctrl-C ends it and keeps what was said."""
+    try:
+        with contextlib.closing(chat.say(message)) as pieces:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
+    except ValueError as error:  # a message that is too long; the conversation goes on
+        _note(f"not sent: {error}")
+        return
+    print(flush=True)
+    if chat.forgotten:
+        _note(f"the context is full: forgot the {chat.forgotten} oldest questions and answers")
+    if chat.ending == "length":
+        _note(f"stopped after {chat.max_new_tokens} tokens; --max-new-tokens allows more")
+
+
+def _note(text: str) -> None:
+    print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
