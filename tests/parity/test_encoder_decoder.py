@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pairs import LENGTHS, load, ragged, randomised
+from pairs import LENGTHS, load, ragged, random_tokens, randomised
 from test_families_classic import ENCODER_DECODERS
 
 from minillm.model.cache import KVCache
@@ -37,6 +37,15 @@ def test_reading_once_and_decoding_on_a_cache_is_the_full_forward(pair):
             expected = full[row, n : n + n_new]
             torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=2e-5)
         at = [n + n_new for n in at]
+
+
+@torch.no_grad()
+def test_long_texts_reach_the_wide_buckets_of_distance(pair):
+    """Distances from 8 (encoder) or 16 on share buckets, and all from 128 on share the last."""
+    ours, theirs = pair
+    source, target = random_tokens(1, 200), random_tokens(1, 170, seed=2)
+    expected = theirs(source, decoder_input_ids=target).logits
+    torch.testing.assert_close(ours(source, target), expected, rtol=1e-4, atol=2e-5)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The families before LLaMA, and those with an encoder, against `transformers`."""
+"""The families before LLaMA, those with an encoder, and the one added last, with `transformers`."""
 
 import pytest
 from pairs import (
@@ -23,6 +23,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -86,6 +88,15 @@ def t5(untied=False, **changes):
     return model
 
 
+def starcoder2(**changes):
+    sizes = {
+        "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "intermediate_size": 44, "max_position_embeddings": 19,
+        "norm_epsilon": 0.1, "residual_dropout": 0, "sliding_window": 5,
+    }  # fmt: skip
+    return Starcoder2ForCausalLM(Starcoder2Config(**EAGER | sizes | changes))
+
+
 DECODERS = {
     "gpt2": gpt2,
     "gpt2_untied": lambda: gpt2(tie_word_embeddings=False, activation_function="gelu"),
@@ -115,6 +126,10 @@ DECODERS = {
         attn_implementation="sdpa",
     ),
     "falcon_sequential": lambda: falcon(parallel_attn=False, tie_word_embeddings=False),
+    "starcoder2": starcoder2,
+    "starcoder2_no_bias": lambda: starcoder2(
+        use_bias=False, sliding_window=None, tie_word_embeddings=False, hidden_act="gelu"
+    ),
 }  # fmt: skip
 ENCODERS = {
     "bert": lambda: bert(BertModel),

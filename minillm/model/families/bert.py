@@ -15,7 +15,7 @@ from torch import Tensor
 from minillm.model.config import ModelConfig
 from minillm.model.families.common import activation, expect, published_activation
 from minillm.model.families.naming import named_table
-from minillm.model.layouts import SAME, Layout, Row, rows
+from minillm.model.layouts import SAME, Layout, Row
 
 N_SEGMENTS = 2
 LAYER = "bert.encoder.layer.{}"
@@ -86,7 +86,7 @@ def without_segments(positions: Tensor) -> list[Tensor]:
 
 
 def table(config: ModelConfig) -> Iterator[Row]:
-    yield from named_table(config, NAMES, {"attention.qkv": rows(*[config.d_model] * 3)})
+    yield from named_table(config, NAMES)
     tables = [f"bert.embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type")]
     folded = Layout(with_segment_0, without_segments)
     yield Row("position_embedding.weight", tuple(tables), folded)

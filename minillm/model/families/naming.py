@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
+
 from minillm.model.config import ModelConfig
-from minillm.model.layouts import SAME, Layout, Row, linear
+from minillm.model.layouts import SAME, Layout, Row, linear, rows
 
 Names = Mapping[str, str | tuple[str, ...]]
 
@@ -14,23 +16,31 @@ def named_table(
     config: ModelConfig,
     names: Names,
     layouts: Mapping[str, Layout] | None = None,
-    n_layers: int | None = None,
 ) -> Iterator[Row]:
     """The rows of the modules in ``names``, weights and biases.
 
     Args:
-        names: ours → theirs, with ``{}`` for the number of a layer. A tied output is left out.
+        names: ours → theirs, with ``{}`` for the number of a layer; several stand one below the
+            other in ours. A tied output is left out.
         layouts: for modules whose tensors lie otherwise in files, by the end of our name.
-        n_layers: how many layers names with ``{}`` stand for; default ``config.n_layers``.
     """
     for ours, theirs in names.items():
         if ours.endswith("unembed") and config.tie_embeddings:
             continue
         theirs = (theirs,) if isinstance(theirs, str) else theirs
-        layout = next((w for end, w in (layouts or {}).items() if ours.endswith(end)), SAME)
-        for i in range(n_layers or config.n_layers) if "{}" in ours else [0]:
+        usual = SAME if len(theirs) == 1 else joined(config, ours, len(theirs))
+        layout = next((w for end, w in (layouts or {}).items() if ours.endswith(end)), usual)
+        for i in range(config.n_layers) if "{}" in ours else [0]:
             each = [name.format(i) for name in theirs]
             yield from linear(ours.format(i), *each, bias=has_bias(config, ours), layout=layout)
+
+
+def joined(config: ModelConfig, module: str, n: int) -> Layout:
+    """Several published tensors in one: queries, keys and values by their heads, others equally."""
+    if module.endswith("attention.qkv"):
+        heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
+        return rows(*[n_heads * config.head_dim for n_heads in heads])
+    return Layout(torch.cat, lambda tensor: list(tensor.chunk(n)))
 
 
 def has_bias(config: ModelConfig, module: str) -> bool:

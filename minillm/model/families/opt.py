@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from minillm.model.config import ModelConfig
 from minillm.model.families.common import activation, expect, published_activation
 from minillm.model.families.naming import named_table
-from minillm.model.layouts import Row, rows, without_rows
+from minillm.model.layouts import Row, without_rows
 
 LAYER = "model.decoder.layers.{}"
 NAMES = {
@@ -65,11 +65,7 @@ def write(config: ModelConfig) -> dict:
 
 
 def table(config: ModelConfig) -> Iterator[Row]:
-    layouts = {
-        "attention.qkv": rows(*[config.d_model] * 3),
-        "position_embedding": without_rows(2),
-    }
-    return named_table(config, NAMES, layouts)
+    return named_table(config, NAMES, {"position_embedding": without_rows(2)})
 
 
 def canonical(name: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from minillm.model.config import GATED_MLPS, ModelConfig
 from minillm.model.families.common import expect
 from minillm.model.families.naming import named_table
-from minillm.model.layouts import Row, rows
+from minillm.model.layouts import Row
 from minillm.model.positions import RELATIVE_BUCKETS, RELATIVE_MAX_DISTANCE
 
 MLPS = {"relu": "relu", "gelu": "gelu", "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
@@ -79,14 +79,8 @@ def write(config: tuple[ModelConfig, ModelConfig]) -> dict:
 
 def table(config: tuple[ModelConfig, ModelConfig]) -> Iterator[Row]:
     encoder, decoder = config
-    width, d_ff = encoder.n_heads * encoder.head_dim, encoder.d_ff
-    layouts = {
-        "attention.qkv": rows(width, width, width),
-        "attention.kv": rows(width, width),
-        "mlp.gate_up": rows(d_ff, d_ff),
-    }
     names = {"encoder.embedding": "shared", **stack("encoder", encoder)}
-    yield from named_table(encoder, names, layouts)
+    yield from named_table(encoder, names)
     cross = "decoder.block.{}.layer.1"
     names = {
         **stack("decoder", decoder),
@@ -96,7 +90,7 @@ def table(config: tuple[ModelConfig, ModelConfig]) -> Iterator[Row]:
         "decoder.blocks.{}.cross_attention.out": f"{cross}.EncDecAttention.o",
         "decoder.unembed": "lm_head",
     }
-    yield from named_table(decoder, names, layouts)
+    yield from named_table(decoder, names)
 
 
 def stack(side: str, config: ModelConfig) -> dict[str, str | tuple[str, ...]]:
