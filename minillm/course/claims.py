@@ -96,7 +96,10 @@ class Table(list):
             f'<td style="text-align:left">{html.escape(r.source)}</td></tr>'
             for r in self
         ]
-        head = "".join(f"<th>{h}</th>" for h in heads)
+        left = ' style="text-align:left"'
+        head = "".join(
+            f"<th{left if h in ('what it says', 'source') else ''}>{h}</th>" for h in heads
+        )
         return (
             f"<table class='claims'><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table>"

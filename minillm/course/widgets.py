@@ -1,15 +1,19 @@
-"""Pieces that several lessons put under `interact`: coloured tokens, bars of next tokens.
+"""Pieces that several lessons share: coloured tokens, bars of next tokens, a box to chat in.
 
-They draw from plain values and know no model, so the same call makes the static picture.
+Tokens and bars draw from plain values and know no model, so the same call makes the static
+picture.
 """
 
+import contextlib
 import html
 from collections.abc import Sequence
 
+import ipywidgets
 import matplotlib.pyplot as plt
 from IPython.display import HTML
 
 from minillm.course.figures import COLORS
+from minillm.infer.chat import Chat
 
 # Pale, told apart in grey, black text readable on each; neighbours never share one.
 _SHADES = ("#CFE6F5", "#FBE3B4", "#CDEBDD", "#F5D9E8", "#FFF6B8")
@@ -96,3 +100,76 @@ def next_token_bars(
     ax.set(xlim=(0, 1.1), xlabel="probability of the next token", title=title)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
     ax.grid(axis="y", visible=False)
+
+
+def chat_box(chat: Chat) -> ipywidgets.VBox:
+    """A conversation below a cell: type, press Enter or Send, and read while the model writes.
+
+    The kernel is busy meanwhile; interrupting it stops the answer and keeps what was said.
+    Nothing is computed before somebody types.
+    """
+    turns: list[tuple[str, str]] = []
+    log = ipywidgets.HTML()
+    line = ipywidgets.Text(placeholder="Say something", layout={"width": "60%"})
+    send = ipywidgets.Button(description="Send", button_style="primary")
+    again = ipywidgets.Button(description="Start again")
+
+    def show(role: str, text: str) -> None:
+        """Put a turn below the others, or more text into the turn that stands last."""
+        if turns and turns[-1][0] == role:
+            text = turns.pop()[1] + text
+        turns.append((role, text))
+        log.value = _turns_html(turns)
+
+    def answer(*_) -> None:
+        question, line.value = line.value.strip(), ""
+        if not question:
+            return
+        show("user", question)
+        send.disabled = again.disabled = True
+        try:
+            with contextlib.closing(chat.say(question)) as pieces:
+                for piece in pieces:
+                    show("assistant", piece)
+            if chat.forgotten:
+                show(
+                    "note", f"The context is full: the oldest {chat.forgotten} questions are gone. "
+                )
+            if chat.ending == "length":
+                show("note", f"Stopped after {chat.max_new_tokens} tokens.")
+        except KeyboardInterrupt:
+            show("note", "Stopped.")
+        except ValueError as error:
+            show("note", str(error))
+        finally:
+            send.disabled = again.disabled = False
+
+    def start_again(_) -> None:
+        chat.reset()
+        turns.clear()
+        log.value = ""
+
+    send.on_click(answer)
+    line.on_msg(lambda _, content, buffers: content.get("event") == "submit" and answer())  # Enter
+    again.on_click(start_again)
+    return ipywidgets.VBox([log, ipywidgets.HBox([line, send, again])])
+
+
+_TURN_STYLES = {
+    "user": "background:#CFE6F5;color:#111;margin-left:15%",
+    "assistant": "background:#EFEFEF;color:#111;margin-right:15%",
+    "note": "font-style:italic;opacity:0.7",
+}
+
+
+def _turns_html(turns: Sequence[tuple[str, str]]) -> str:
+    """Turns of a conversation, in a box that stays scrolled to its end."""
+    rows = "".join(
+        f'<div class="chat-{role}" style="{_TURN_STYLES[role]};white-space:pre-wrap;'
+        f'padding:4px 10px;margin-bottom:6px;border-radius:8px">{html.escape(text)}</div>'
+        for role, text in turns
+    )
+    return (
+        '<div style="display:flex;flex-direction:column-reverse;max-height:24em;overflow-y:auto;'
+        f'line-height:1.4"><div>{rows}</div></div>'
+    )

