@@ -80,16 +80,18 @@ def _build(published: dict, source: Source) -> Transformer | EncoderDecoder:
     family = FAMILIES[name]
     config = family.read(Fields(published))
     table = list(family.table(config))
-    return _assemble(config, table, _renamed(family, table, source))
+    return _assemble(config, table, _renamed(family, config, table, source))
 
 
-def _renamed(family: Any, table: list[Row], source: Source) -> Source:
+def _renamed(family: Any, config: Config, table: list[Row], source: Source) -> Source:
     """The source by the names of the table, without what the family does not need."""
     canonical = getattr(family, "canonical", lambda name: name)
     wanted = {name for row in table for name in row.theirs}
     names = {name if name in wanted else canonical(name): name for name in source.shapes}
     # A tied output may be stored, too; the configuration says that it is the embedding.
     ignored = {None, "lm_head.weight"} - wanted
+    if hasattr(family, "unread"):
+        ignored |= {name for name in names if name and name.startswith(family.unread(config))}
     return Source(
         {ours: source.shapes[name] for ours, name in names.items() if ours not in ignored},
         lambda name: source.take(names[name]),
@@ -194,7 +196,9 @@ def published_config(config: Config, family: str) -> dict:
         ValueError: reading it back would give another model; the fields that differ are named.
     """
     module = FAMILIES[family]
-    fields = {"model_type": family, "dtype": "float32", **module.write(config)}
+    # The defaults of a family's own models may lie outside this vocabulary.
+    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    fields = {"model_type": family, "dtype": "float32", **no_ids, **module.write(config)}
     back = module.read(Fields(fields))
     both = [config, back] if isinstance(config, tuple) else [(config,), (back,)]
     lost = [

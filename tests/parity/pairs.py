@@ -115,6 +115,8 @@ def check_round_trip(ours: nn.Module, theirs: nn.Module, family: str, folder: Pa
     again, report = type(theirs).from_pretrained(
         folder, output_loading_info=True, attn_implementation=theirs.config._attn_implementation
     )
+    if hasattr(again.config, "num_experts_per_tok"):  # their default kernel wants even sizes
+        again.set_experts_implementation("eager")
     missing = {name for name in report["missing_keys"] if "pooler" not in name}
     assert not missing, f"the exported folder lacks {missing}"
     assert not report["unexpected_keys"], f"it has surplus {report['unexpected_keys']}"
