@@ -197,8 +197,9 @@ def group_columns(weight: Tensor, format: Format) -> Tensor:
 def nearest_codes(steps: Tensor, format: Format) -> Tensor:
     """The code of the nearest level: any shape → uint8."""
     if format.kind in ("absmax", "affine"):
-        low = -(2 ** (format.bits - 1)) if format.kind == "absmax" else 0
-        return (steps.round() - low).clamp(0, 2**format.bits - 1).to(torch.uint8)
+        # Absmax leaves code 0 unused: its grid has as many steps below zero as above.
+        zero, lowest = (2 ** (format.bits - 1), 1) if format.kind == "absmax" else (0, 0)
+        return (steps.round() + zero).clamp(lowest, 2**format.bits - 1).to(torch.uint8)
     table, order = levels(format).to(steps.device).sort()
     borders = (table[1:] + table[:-1]) / 2
     return order[torch.bucketize(steps, borders)].to(torch.uint8)
