@@ -12,37 +12,16 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 import minillm
 from minillm.data.assets import AssetError
-from minillm.data.tokenizer import Tokenizer
 from minillm.infer.chat import PLAIN, SMOLLM2_SYSTEM, Chat
 from minillm.infer.sampling import Sampler
 from minillm.model import hf
-from minillm.model.gguf import GGUF
-from minillm.model.transformer import Transformer
 
 HELP = "/reset forgets the conversation, /quit leaves; Ctrl-C stops an answer."
-
-
-def load(name: str) -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer that a name stands for; see the top of this file.
-
-    Raises:
-        ValueError, OSError, AssetError: there is no such model, or it cannot be read.
-    """
-    if name == "smollm2":
-        return hf.smollm2()
-    if name.endswith(".gguf"):
-        file = GGUF(Path(name))
-        return hf.from_gguf(file), Tokenizer.from_gguf(file.metadata)
-    folder = Path(name)
-    if not folder.is_dir():
-        raise ValueError(f"no model {name!r}: expected smollm2, a folder or a .gguf file")
-    return hf.from_huggingface(folder), Tokenizer.load(folder / "tokenizer.json")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,7 +73,7 @@ def _start(given: argparse.Namespace) -> Chat:
         generator.seed()
     else:
         generator.manual_seed(given.seed)
-    model, tokenizer = load(given.model)
+    model, tokenizer = hf.from_pretrained(given.model)
     system = given.system
     if system is None and given.model == "smollm2":
         system = SMOLLM2_SYSTEM

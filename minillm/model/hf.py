@@ -6,9 +6,9 @@ per family serves import, export, and the error that lists everything that does 
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from minillm.data import assets
 from minillm.data.tokenizer import Tokenizer
+from minillm.data.wordpiece import WordPiece
 from minillm.model.config import ModelConfig, Rope, llama_config
 from minillm.model.encoder_decoder import EncoderDecoder
 from minillm.model.families import FAMILIES
 from minillm.model.families.common import Fields
 from minillm.model.gguf import GGUF
 from minillm.model.layouts import Row
+from minillm.model.shards import read_json, safetensors_files, write_json, write_shards
 from minillm.model.transformer import Transformer, check_shapes, own_tensors, shapes_of
 
 # A family with an encoder has the configurations of both parts.
@@ -47,6 +48,65 @@ class Source:
 # Import ---------------------------------------------------------------------------------------
 
 
+def from_pretrained(name: str | Path) -> tuple[Transformer | EncoderDecoder, Tokenizer | WordPiece]:
+    """A model and its tokenizer.
+
+    Args:
+        name: a folder in Hugging Face's layout, a ``.gguf`` file, "smollm2", or else the name of a
+            model on the hub, as "owner/model". From there only safetensors and JSON are fetched,
+            never anything that could run.
+
+    Raises:
+        ValueError: there is no such model, or model or tokenizer are of a kind we do not know.
+    """
+    path = Path(name)
+    if str(name) == "smollm2" and not path.exists():
+        return smollm2()
+    if path.suffix == ".gguf" and path.is_file():
+        file = GGUF(path)
+        return from_gguf(file), Tokenizer.from_gguf(file.metadata)
+    folder = path if path.is_dir() else download(str(name))
+    tokenizer = read_tokenizer(folder)  # first, because it fails faster
+    return from_huggingface(folder), tokenizer
+
+
+def download(name: str) -> Path:
+    """The folder with a model of the hub, fetched once and then kept by `huggingface_hub`."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.endswith(".gguf"):
+        raise ValueError(
+            f"no model {name!r}: expected a folder, a .gguf file, 'smollm2', or a name on the hub "
+            "such as 'HuggingFaceTB/SmolLM2-135M'"
+        )
+    from huggingface_hub import snapshot_download  # takes a while to import
+
+    patterns = ["*.safetensors", "*.json", "vocab.txt"]
+    try:
+        # Subfolders and "consolidated" files repeat the weights under other names.
+        folder = snapshot_download(
+            name, allow_patterns=patterns, ignore_patterns=["*/*", "consolidated*"]
+        )
+    except Exception as error:
+        raise ValueError(f"the hub did not give {name!r}: {error}") from error
+    return Path(folder)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | WordPiece:
+    """The tokenizer of a folder: byte-level BPE, or BERT's WordPiece.
+
+    Raises:
+        ValueError: there is none, or it is of another kind.
+    """
+    if (folder / "vocab.txt").exists():
+        return WordPiece.from_huggingface(folder)
+    path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not path.exists():
+        raise ValueError(
+            f"{folder} holds no tokenizer.json; from_huggingface loads the model without it"
+        )
+    end = read_json(settings).get("eos_token") if settings.exists() else None
+    return Tokenizer.load(path, end_of_text=end["content"] if isinstance(end, dict) else end)
+
+
 def from_huggingface(folder: str | Path) -> Transformer | EncoderDecoder:
     """Load a folder with ``config.json`` and ``*.safetensors`` (one file or several shards).
 
@@ -59,7 +119,10 @@ def from_huggingface(folder: str | Path) -> Transformer | EncoderDecoder:
     with ExitStack() as open_files:
         shapes, files = {}, {}
         for path in safetensors_files(folder):
-            file = open_files.enter_context(safe_open(path, framework="pt"))
+            try:
+                file = open_files.enter_context(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{path} cannot be read: {error}") from error
             for name in file.keys():  # noqa: SIM118
                 shapes[name] = tuple(file.get_slice(name).get_shape())
                 files[name] = file
@@ -86,16 +149,18 @@ def _build(published: dict, source: Source) -> Transformer | EncoderDecoder:
 def _renamed(family: Any, config: Config, table: list[Row], source: Source) -> Source:
     """The source by the names of the table, without what the family does not need."""
     canonical = getattr(family, "canonical", lambda name: name)
+    unread = getattr(family, "unread", lambda config: ())(config)
     wanted = {name for row in table for name in row.theirs}
-    names = {name if name in wanted else canonical(name): name for name in source.shapes}
-    # A tied output may be stored, too; the configuration says that it is the embedding.
-    ignored = {None, "lm_head.weight"} - wanted
-    if hasattr(family, "unread"):
-        ignored |= {name for name in names if name and name.startswith(family.unread(config))}
-    return Source(
-        {ours: source.shapes[name] for ours, name in names.items() if ours not in ignored},
-        lambda name: source.take(names[name]),
-    )
+    names = {}
+    for name in source.shapes:
+        known = name if name in wanted else canonical(name)
+        # A tied output may be stored, too; the configuration says that it is the embedding.
+        if known in wanted:
+            names[known] = name
+        elif known is not None and known != "lm_head.weight" and not name.startswith(unread):
+            names[name] = name  # surplus, and reported under the name it has in the file
+    shapes = {known: source.shapes[name] for known, name in names.items()}
+    return Source(shapes, lambda known: source.take(names[known]))
 
 
 def _assemble(config: Config, table: list[Row], source: Source) -> Transformer | EncoderDecoder:
@@ -104,8 +169,15 @@ def _assemble(config: Config, table: list[Row], source: Source) -> Transformer |
     check_shapes(_published_shapes(config, table), source.shapes)
     weights = {}
     for row in table:
-        weights[row.ours] = row.layout.pack([source.take(name).float() for name in row.theirs])
+        weights[row.ours] = row.layout.pack([_take_float(source, name) for name in row.theirs])
     return kind.from_weights(config, weights)
+
+
+def _take_float(source: Source, name: str) -> Tensor:
+    tensor = source.take(name)
+    if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+        raise ValueError(f"{name} is stored as {tensor.dtype}: quantised weights are not read")
+    return tensor.float()
 
 
 def _published_shapes(config: Config, table: list[Row]) -> dict[str, tuple[int, ...]]:
@@ -124,25 +196,6 @@ def unpack(model: nn.Module, table: list[Row]) -> dict[str, Tensor]:
         parts = row.layout.unpack(ours[row.ours].detach())
         published |= dict(zip(row.theirs, parts, strict=True))
     return published
-
-
-def safetensors_files(folder: Path) -> list[Path]:
-    """The files with the weights: what the index lists, or the one file, or all there are."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
-            raise ValueError(f"{index} points outside its folder: {names}")
-        return [folder / name for name in names]
-    whole = folder / "model.safetensors"
-    files = [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no .safetensors file; pickled weights are never loaded")
-    return files
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 # Export ---------------------------------------------------------------------------------------
@@ -178,8 +231,8 @@ def to_huggingface(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        _write_json(temporary / "config.json", fields)
-        _write_shards(temporary, tensors, shard_bytes)
+        write_json(temporary / "config.json", fields)
+        write_shards(temporary, tensors, shard_bytes)
         if tokenizer is not None:
             tokenizer.save(temporary / "tokenizer.json")
         if folder.exists():
@@ -221,32 +274,6 @@ def _same(a: Any, b: Any) -> bool:
     return a == b
 
 
-def _write_shards(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    filled = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and filled + tensor.nbytes > shard_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tensor
-        filled += tensor.nbytes
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        n = len(shards)
-        names = [f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)]
-        where = {key: file for file, shard in zip(names, shards, strict=True) for key in shard}
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": size}, "weight_map": where}
-        _write_json(folder / "model.safetensors.index.json", index)
-    for file, shard in zip(names, shards, strict=True):
-        whole = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
-        save_file(whole, folder / file, metadata={"format": "pt"})
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 # GGUF -----------------------------------------------------------------------------------------
 
 
@@ -261,6 +288,8 @@ def from_gguf(file: GGUF) -> Transformer:
         raise ValueError(
             f"{file.path}: architecture {about.get('general.architecture')!r}, expected 'llama'"
         )
+    if about.get("llama.rope.scaling.type", "none") != "none":
+        raise ValueError(f"{file.path}: scales its rotations, which is not read from GGUF files")
     config = llama_config(
         len(about["tokenizer.ggml.tokens"]),
         d_model=about["llama.embedding_length"],
@@ -269,7 +298,7 @@ def from_gguf(file: GGUF) -> Transformer:
         n_kv_heads=about["llama.attention.head_count_kv"],
         d_ff=about["llama.feed_forward_length"],
         max_length=about["llama.context_length"],
-        rope=Rope(about["llama.rope.freq_base"]),
+        rope=Rope(about.get("llama.rope.freq_base", 10_000.0)),
         norm_eps=about["llama.attention.layer_norm_rms_epsilon"],
         tie_embeddings="output.weight" not in file.names,
     )

@@ -284,7 +284,7 @@ def typed(monkeypatch, model, tokenizer):
 
         terminal = io.StringIO()
         terminal.isatty = lambda: True
-        monkeypatch.setattr(command, "load", lambda name: (model, tokenizer))
+        monkeypatch.setattr(command.hf, "from_pretrained", lambda name: (model, tokenizer))
         monkeypatch.setattr(sys, "stdin", terminal)
         monkeypatch.setattr("builtins.input", read)
         return command.main(list(arguments))
