@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from cases_classic import ENCODER_DECODERS
 from pairs import LENGTHS, load, ragged, random_tokens, randomised
-from test_families_classic import ENCODER_DECODERS
 
 from minillm.model.cache import KVCache
 from minillm.model.config import ModelConfig

@@ -6,9 +6,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from cases_classic import CASES
 from pairs import our_scores, randomised
 from safetensors.torch import load_file
-from test_families_classic import CASES
 
 from minillm.model import hf
 from minillm.model.families import bert, bloom, falcon, gpt_neox, opt, starcoder2, t5

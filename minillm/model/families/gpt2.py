@@ -6,7 +6,22 @@ from collections.abc import Iterator
 
 from minillm.model.config import ModelConfig, gpt2_config
 from minillm.model.families.common import activation, expect, published_activation
-from minillm.model.layouts import SAME, TRANSPOSED, Row, linear
+from minillm.model.families.naming import named_table
+from minillm.model.layouts import TRANSPOSED, Row
+
+LAYER = "transformer.h.{}"
+NAMES = {
+    "embedding": "transformer.wte",
+    "position_embedding": "transformer.wpe",
+    "blocks.{}.attention_norm": f"{LAYER}.ln_1",
+    "blocks.{}.attention.qkv": f"{LAYER}.attn.c_attn",
+    "blocks.{}.attention.out": f"{LAYER}.attn.c_proj",
+    "blocks.{}.mlp_norm": f"{LAYER}.ln_2",
+    "blocks.{}.mlp.up": f"{LAYER}.mlp.c_fc",
+    "blocks.{}.mlp.down": f"{LAYER}.mlp.c_proj",
+    "norm": "transformer.ln_f",
+    "unembed": "lm_head",
+}
 
 
 def read(published: dict) -> ModelConfig:
@@ -41,26 +56,8 @@ def write(config: ModelConfig) -> dict:
 
 
 def table(config: ModelConfig) -> Iterator[Row]:
-    yield Row("embedding.weight", ("transformer.wte.weight",), SAME)
-    yield Row("position_embedding.weight", ("transformer.wpe.weight",), SAME)
-    yield from linear("norm", "transformer.ln_f", bias=True)
-    if not config.tie_embeddings:
-        yield Row("unembed.weight", ("lm_head.weight",), SAME)
-    for i in range(config.n_layers):
-        ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
-        yield from linear(f"{ours}.attention_norm", f"{theirs}.ln_1", bias=True)
-        yield from linear(f"{ours}.mlp_norm", f"{theirs}.ln_2", bias=True)
-        for our_matrix, their_matrix in MATRICES.items():
-            pair = f"{ours}.{our_matrix}", f"{theirs}.{their_matrix}"
-            yield from linear(*pair, bias=True, layout=TRANSPOSED)
-
-
-MATRICES = {
-    "attention.qkv": "attn.c_attn",
-    "attention.out": "attn.c_proj",
-    "mlp.up": "mlp.c_fc",
-    "mlp.down": "mlp.c_proj",
-}
+    transposed = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
+    return named_table(config, NAMES, dict.fromkeys(transposed, TRANSPOSED))
 
 
 def canonical(name: str) -> str | None:

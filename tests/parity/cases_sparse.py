@@ -1,16 +1,7 @@
-"""The mixtures of experts and latent attention of published families, against `transformers`."""
+"""Tiny models of the families with mixtures of experts and latent attention."""
 
-import pytest
 import transformers
-from pairs import (
-    check_cached_decoding,
-    check_chunked_prefill,
-    check_logits_and_gradients,
-    check_round_trip,
-    load,
-    randomised,
-)
-from test_families_llama import SIZES, scaled
+from cases_llama import SIZES, scaled
 
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 14}
 LATENT = {
@@ -53,23 +44,3 @@ CASES = {
         norm_topk_prob=False,
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(params=CASES)
-def pair(request, tmp_path):
-    theirs = randomised(CASES[request.param]())
-    return load(theirs, tmp_path / "theirs"), theirs
-
-
-def test_logits_and_gradients_agree_on_a_ragged_batch(pair, tmp_path):
-    check_logits_and_gradients(*pair, tmp_path)
-
-
-def test_an_exported_model_is_the_same_in_both_libraries(pair, tmp_path):
-    ours, theirs = pair
-    check_round_trip(ours, theirs, theirs.config.model_type, tmp_path / "ours")
-
-
-def test_cached_decoding_is_the_full_forward(pair):
-    check_cached_decoding(pair[0])
-    check_chunked_prefill(pair[0], (5, 1, 7, 4))

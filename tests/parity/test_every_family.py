@@ -1,0 +1,52 @@
+"""Every family against `transformers`: logits, gradients, decoding on a cache, and export.
+
+A new family needs a tiny configuration in one of the three modules of cases, nothing else.
+"""
+
+import cases_classic
+import cases_llama
+import cases_sparse
+import pytest
+from pairs import (
+    check_cached_decoding,
+    check_chunked_prefill,
+    check_logits_and_gradients,
+    check_round_trip,
+    load,
+    randomised,
+)
+
+from minillm.model.families import FAMILIES
+
+DECODERS = cases_classic.DECODERS | cases_llama.CASES | cases_sparse.CASES
+CASES = DECODERS | cases_classic.ENCODERS | cases_classic.ENCODER_DECODERS
+
+
+@pytest.fixture
+def pair(name, tmp_path):
+    theirs = randomised(CASES[name]())
+    return load(theirs, tmp_path / "theirs"), theirs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_gradients_agree_on_a_ragged_batch(pair, tmp_path):
+    check_logits_and_gradients(*pair, tmp_path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_exported_model_is_the_same_in_both_libraries(pair, tmp_path):
+    ours, theirs = pair
+    check_round_trip(ours, theirs, theirs.config.model_type, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoding_on_a_cache_is_the_full_forward_at_every_position(pair):
+    """Ragged rows; equal rows in chunks; one token at a time: all beyond the window."""
+    ours, _ = pair
+    check_cached_decoding(ours)
+    check_chunked_prefill(ours, (5, 1, 7, 4))
+    check_chunked_prefill(ours, (1,) * 17)
+
+
+def test_no_family_is_left_out():
+    assert {build().config.model_type for build in CASES.values()} == FAMILIES.keys()
