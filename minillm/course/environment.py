@@ -5,7 +5,11 @@ import tomllib
 from pathlib import Path
 
 # Most packages carry one name on PyPI and on conda-forge. These do not.
-_CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+_CONDA_NAMES = {
+    "huggingface-hub": "huggingface_hub",
+    "matplotlib": "matplotlib-base",
+    "torch": "pytorch",
+}
 
 
 def environment_yml(pyproject: Path) -> str:

@@ -44,7 +44,7 @@ def test_environment_yml_names_every_dependency_and_a_python_that_repo2docker_re
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert len(packages) == 1 + len(project["dependencies"])
     # No conda client solves here; this is the shape of a match specification, no more.
-    assert all(re.fullmatch(r"[a-z0-9-]+(=|>=)[\d.]+", package) for package in packages)
+    assert all(re.fullmatch(r"[a-z0-9_-]+(=|>=)[\d.]+", package) for package in packages)
 
 
 def test_constraints_pin_every_direct_dependency_inside_its_range():
