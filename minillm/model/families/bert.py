@@ -13,7 +13,13 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from minillm.model.config import ModelConfig
-from minillm.model.families.common import activation, expect, published_activation
+from minillm.model.families.common import (
+    activation,
+    expect,
+    published_activation,
+    read_sizes,
+    write_sizes,
+)
 from minillm.model.families.naming import named_table
 from minillm.model.layouts import SAME, Layout, Row
 
@@ -45,12 +51,8 @@ def read(published: dict) -> ModelConfig:
     expect(published, is_decoder=False, position_embedding_type="absolute")
     expect(published, type_vocab_size=N_SEGMENTS, tie_word_embeddings=True)
     return ModelConfig(
-        vocab_size=published["vocab_size"],
-        d_model=published["hidden_size"],
-        n_layers=published["num_hidden_layers"],
-        n_heads=published["num_attention_heads"],
+        **read_sizes(published),
         d_ff=published["intermediate_size"],
-        max_length=published["max_position_embeddings"],
         mask="bidirectional",
         norm_place="post",
         norm_eps=published["layer_norm_eps"],
@@ -63,12 +65,8 @@ def read(published: dict) -> ModelConfig:
 def write(config: ModelConfig) -> dict:
     return {
         "architectures": ["BertForMaskedLM" if config.mlm_head else "BertModel"],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+        **write_sizes(config),
         "intermediate_size": config.d_ff,
-        "max_position_embeddings": config.max_length,
         "type_vocab_size": N_SEGMENTS,
         "layer_norm_eps": config.norm_eps,
         "hidden_act": published_activation(config.mlp),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minillm.model.config import Rope, RopeScaling
+from minillm.model.config import ModelConfig, Rope, RopeScaling
 
 GATED_ACTIVATIONS = {
     "silu": "swiglu",
@@ -23,11 +23,29 @@ ACTIVATIONS = {
 }
 
 
+# Our sizes, and what most families call them.
+SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "max_length": "max_position_embeddings",
+}
+
+
 class Fields(dict):
     """The fields of a ``config.json``; one that a family cannot do without is asked for with []."""
 
     def __missing__(self, name: str) -> Any:
         raise ValueError(f"config.json has no {name!r}, which a {self.get('model_type')} needs")
+
+
+def read_sizes(published: dict) -> dict[str, int]:
+    return {ours: published[theirs] for ours, theirs in SIZES.items()}
+
+
+def write_sizes(config: ModelConfig) -> dict[str, int]:
+    return {theirs: getattr(config, ours) for ours, theirs in SIZES.items()}
 
 
 def expect(published: dict, **values: Any) -> None:

@@ -15,8 +15,11 @@ from minillm.model.families.common import (
     activation,
     published_activation,
     read_rope,
+    read_sizes,
     write_rope,
+    write_sizes,
 )
+from minillm.model.families.naming import qkv_rows
 from minillm.model.layouts import SAME, Layout, Row, experts, linear, rows
 
 # Our norms of a block by where they stand, and what they are called in files.
@@ -26,14 +29,10 @@ PRE_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_la
 def read_decoder(published: dict, **choices: Any) -> ModelConfig:
     """Llama's choices, the sizes and constants of the file, and then the family's ``choices``."""
     fields = {
-        "vocab_size": published["vocab_size"],
-        "d_model": published["hidden_size"],
-        "n_layers": published["num_hidden_layers"],
-        "n_heads": published["num_attention_heads"],
+        **read_sizes(published),
         "n_kv_heads": published.get("num_key_value_heads"),
         "head_dim": published.get("head_dim"),
         "d_ff": published["intermediate_size"],
-        "max_length": published["max_position_embeddings"],
         "norm_eps": published.get("rms_norm_eps", 1e-6),
         "tie_embeddings": published.get("tie_word_embeddings", False),
     }
@@ -48,15 +47,11 @@ def write_decoder(config: ModelConfig, architecture: str, **others: Any) -> dict
     """What `read_decoder` reads, for `transformers` and all who read its files."""
     return {
         "architectures": [architecture],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+        **write_sizes(config),
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.d_ff,
         "hidden_act": published_activation(config.mlp),
-        "max_position_embeddings": config.max_length,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         **write_rope(config.rope),
@@ -138,9 +133,8 @@ def has_norm_bias(config: ModelConfig) -> bool:
 
 def attention_rows(config: ModelConfig, ours: str, theirs: str) -> Iterator[Row]:
     """Queries, keys and values in three tensors."""
-    sizes = [n * config.head_dim for n in (config.n_heads, config.n_kv_heads, config.n_kv_heads)]
     qkv = [f"{theirs}.{part}_proj" for part in "qkv"]
-    yield from linear(f"{ours}.qkv", *qkv, bias=config.qkv_bias, layout=rows(*sizes))
+    yield from linear(f"{ours}.qkv", *qkv, bias=config.qkv_bias, layout=qkv_rows(config))
     yield from linear(f"{ours}.out", f"{theirs}.o_proj", bias=config.bias)
     if config.qk_norm != "none":
         yield from linear(f"{ours}.q_norm", f"{theirs}.q_norm")

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 
 from minillm.model.config import ModelConfig
 from minillm.model.families.common import (
+    Fields,
     activation,
     expect,
     published_activation,
     read_rope,
+    read_sizes,
     write_rope,
+    write_sizes,
 )
 from minillm.model.families.naming import named_table
 from minillm.model.layouts import Row, fused_heads
@@ -55,13 +58,9 @@ def read(published: dict) -> ModelConfig:
         head_dim = published["hidden_size"] // n_heads
         positions = {"position": "alibi", "alibi_scale": head_dim**-0.5}
     return ModelConfig(
-        vocab_size=published["vocab_size"],
-        d_model=published["hidden_size"],
-        n_layers=published["num_hidden_layers"],
-        n_heads=n_heads,
+        **read_sizes(Fields({"max_position_embeddings": 2048} | published)),
         n_kv_heads=n_kv_heads,
         d_ff=published.get("ffn_hidden_size"),
-        max_length=published.get("max_position_embeddings", 2048),
         residual=residual,
         norm_eps=published["layer_norm_epsilon"],
         mlp=activation(published, "activation") if "activation" in published else "gelu",
@@ -76,17 +75,13 @@ def write(config: ModelConfig) -> dict:
     grouped = config.n_kv_heads not in (1, config.n_heads) or config.residual == "parallel"
     return {
         "architectures": ["FalconForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+        **write_sizes(config),
         "num_kv_heads": config.n_kv_heads,
         "new_decoder_architecture": grouped,
         "multi_query": config.n_kv_heads == 1,
         "parallel_attn": config.residual != "sequential",
         "num_ln_in_parallel_attn": 2 if config.residual == "parallel" else 1,
         "ffn_hidden_size": config.d_ff,
-        "max_position_embeddings": config.max_length,
         "alibi": config.position == "alibi",
         "layer_norm_epsilon": config.norm_eps,
         "activation": published_activation(config.mlp),

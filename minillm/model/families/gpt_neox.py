@@ -13,7 +13,9 @@ from minillm.model.families.common import (
     expect,
     published_activation,
     read_rope,
+    read_sizes,
     write_rope,
+    write_sizes,
 )
 from minillm.model.families.naming import named_table
 from minillm.model.layouts import Row, fused_heads
@@ -36,12 +38,8 @@ def read(published: dict) -> ModelConfig:
     expect(published, attention_bias=True)
     base, fraction = published.get("rotary_emb_base"), published.get("rotary_pct")
     return ModelConfig(
-        vocab_size=published["vocab_size"],
-        d_model=published["hidden_size"],
-        n_layers=published["num_hidden_layers"],
-        n_heads=published["num_attention_heads"],
+        **read_sizes(published),
         d_ff=published["intermediate_size"],
-        max_length=published["max_position_embeddings"],
         position="rope",
         rope=read_rope(published, base or 10_000.0, fraction or 0.25),
         residual="parallel" if published.get("use_parallel_residual", True) else "sequential",
@@ -55,12 +53,8 @@ def write(config: ModelConfig) -> dict:
     rope = write_rope(config.rope)
     return {
         "architectures": ["GPTNeoXForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+        **write_sizes(config),
         "intermediate_size": config.d_ff,
-        "max_position_embeddings": config.max_length,
         "use_parallel_residual": config.residual == "parallel",
         "layer_norm_eps": config.norm_eps,
         "hidden_act": published_activation(config.mlp),

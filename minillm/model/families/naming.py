@@ -38,9 +38,13 @@ def named_table(
 def joined(config: ModelConfig, module: str, n: int) -> Layout:
     """Several published tensors in one: queries, keys and values by their heads, others equally."""
     if module.endswith("attention.qkv"):
-        heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
-        return rows(*[n_heads * config.head_dim for n_heads in heads])
+        return qkv_rows(config)
     return Layout(torch.cat, lambda tensor: list(tensor.chunk(n)))
+
+
+def qkv_rows(config: ModelConfig) -> Layout:
+    heads = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
+    return rows(*[n * config.head_dim for n in heads])
 
 
 def has_bias(config: ModelConfig, module: str) -> bool:

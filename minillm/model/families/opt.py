@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from minillm.model.config import ModelConfig
-from minillm.model.families.common import activation, expect, published_activation
+from minillm.model.families.common import (
+    activation,
+    expect,
+    published_activation,
+    read_sizes,
+    write_sizes,
+)
 from minillm.model.families.naming import named_table
 from minillm.model.layouts import Row, without_rows
 
@@ -35,12 +41,8 @@ def read(published: dict) -> ModelConfig:
         )
     expect(published, _remove_final_layer_norm=False, layer_norm_elementwise_affine=True)
     return ModelConfig(
-        vocab_size=published["vocab_size"],
-        d_model=published["hidden_size"],
-        n_layers=published["num_hidden_layers"],
-        n_heads=published["num_attention_heads"],
+        **read_sizes(published),
         d_ff=published["ffn_dim"],
-        max_length=published["max_position_embeddings"],
         mlp=activation(published, "activation_function"),
         bias=published.get("enable_bias", True),
         norm_bias=True,
@@ -51,13 +53,9 @@ def read(published: dict) -> ModelConfig:
 def write(config: ModelConfig) -> dict:
     return {
         "architectures": ["OPTForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
+        **write_sizes(config),
         "word_embed_proj_dim": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
         "ffn_dim": config.d_ff,
-        "max_position_embeddings": config.max_length,
         "activation_function": published_activation(config.mlp),
         "enable_bias": config.bias,
         "tie_word_embeddings": config.tie_embeddings,
