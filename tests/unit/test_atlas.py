@@ -68,6 +68,9 @@ def test_cache_bytes_are_those_published():
     many = dataclasses.replace(grouped, config=every_head)
     assert many.kv_bytes_per_token() == 8 * grouped.kv_bytes_per_token()
     assert find("BERT-base").kv_bytes_per_token() == 0
+    # Hunyuan-Large: "almost 95%" less than 80 heads in 64 layers (Sun et al. 2024, §2.2.1).
+    every_head = 2 * 80 * 80 * 64 * 2
+    assert find("Hunyuan-Large").kv_bytes_per_token() == 0.05 * every_head
 
 
 @pytest.mark.parametrize(

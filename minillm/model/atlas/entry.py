@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from minillm.model.config import ModelConfig
 from minillm.model.encoder_decoder import EncoderDecoder
@@ -39,6 +40,7 @@ class Entry:
         tokens: training tokens, where they are published.
         extra_parameters: weights that our configuration has no field for (or, negative, has too
             many of); ``note`` derives the number.
+        layers_per_cache: so many neighbouring layers share their keys and values.
         note: what our space of ideas does not cover, and what the figure counts.
     """
 
@@ -54,11 +56,12 @@ class Entry:
     skips_lookup: bool = False
     tokens: float | None = None
     extra_parameters: int = 0
+    layers_per_cache: int = 1
     note: str = ""
 
     def build(self) -> Transformer | EncoderDecoder:
         """The model on the meta device: all its shapes, none of its memory, in milliseconds."""
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutInitialValues():
             if self.encoder:
                 return EncoderDecoder(self.encoder, self.config)
             return Transformer(self.config)
@@ -75,13 +78,19 @@ class Entry:
         return year + (month - 1) / 12
 
     @cached_property
-    def _counts(self) -> tuple[int, int]:
-        """Total and active weights of the model that ``build`` makes, which is then let go."""
+    def _counts(self) -> tuple[int, int, int, int]:
+        """Total and active weights, FLOPs of a first and of a second token.
+
+        They are read off the model that ``build`` makes, once, and the model is let go.
+        """
         model = self.build()
         stacks = (model.encoder, model.decoder) if self.encoder else (model,)
-        idle = sum(s.n_parameters() - s.n_parameters(active=True) for s in stacks)
         total = model.n_parameters() + self.extra_parameters
-        return total, total - idle
+        idle = sum(s.n_parameters() - s.n_parameters(active=True) for s in stacks)
+        first, second = (sum(s.flops(1, context) for s in stacks) for context in (0, 1))
+        # A tied embedding counts as an output, and an encoder has none.
+        no_output = 2 * self.config.vocab_size * self.config.d_model if self.encoder else 0
+        return total, total - idle, first - no_output, second - no_output
 
     @property
     def total_parameters(self) -> int:
@@ -96,20 +105,18 @@ class Entry:
     def flops_per_token(self, context: int = 0) -> int:
         """Floating-point operations of one forward pass over one token, ``context`` tokens in.
 
-        An encoder–decoder reads one token and writes one.
+        An encoder–decoder reads one token and writes one. ``extra_parameters`` are left out.
         """
-        model = self.build()
-        if not self.encoder:
-            return model.flops(1, context)
-        no_output = 2 * self.config.vocab_size * self.config.d_model  # the encoder has none
-        return model.encoder.flops(1, context) + model.decoder.flops(1, context) - no_output
+        _, _, first, second = self._counts
+        return first + (second - first) * context  # attention costs the same for every token
 
     def kv_bytes_per_token(self, bits: int = 16) -> int:
         """Bytes by which the cache grows with each token; 0 for an encoder, which keeps none."""
         if self.config.mask == "bidirectional":
             return 0
         n_heads, key_width, value_width = self.config.cache_shape
-        return self.config.n_layers * n_heads * (key_width + value_width) * bits // 8
+        n_layers = self.config.n_layers // self.layers_per_cache
+        return n_layers * n_heads * (key_width + value_width) * bits // 8
 
     def memory(self, bits: float = 16, n_tokens: int = 0) -> float:
         """Bytes of the weights at ``bits`` each, with a 16-bit cache of ``n_tokens`` tokens."""
@@ -125,6 +132,16 @@ class Entry:
             return 0.0
         lookup = self.config.vocab_size * self.config.d_model if self.skips_lookup else 0
         return error(self.active_parameters - lookup, self.published_active, rounding)
+
+
+class _WithoutInitialValues(TorchFunctionMode):
+    """Skips `torch.nn.init`: tensors without memory need no values, and building halves in time."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def printed(figure: str) -> tuple[float, float]:

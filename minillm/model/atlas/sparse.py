@@ -147,8 +147,9 @@ ENTRIES = [
         ),
         "389B", "Sun et al. 2024, Hunyuan-Large, Table 1", "Tencent Hunyuan community",
         published_active="52B", tokens=7e12, extra_parameters=-32 * 2 * 6400 * 640,
-        note="Every second layer takes keys and values from the one before: 32 layers have no "
-        "key and value matrices, and the cache is half of what we count. The printed 52B is met "
-        "if the tied embedding counts twice.",
+        layers_per_cache=2,
+        note="Every second layer takes keys and values from the one before, so 32 layers have no "
+        "key and value matrices, C × 640 each. The printed 52B is met if the tied embedding "
+        "counts twice.",
     ),
 ]  # fmt: skip
