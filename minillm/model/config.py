@@ -220,7 +220,7 @@ class ModelConfig:
         _fill(self, "d_ff", gated_width if self.mlp in GATED_MLPS else 4 * self.d_model)
         _fill(self, "qkv_bias", self.bias)
         _fill(self, "norm_bias", self.bias)
-        for name in ("n_kv_heads", "head_dim", "d_ff", "norm_eps"):
+        for name in ("n_kv_heads", "head_dim", "d_ff", "norm_eps", "alibi_scale"):
             _require(getattr(self, name) > 0, self, name)
         for name in ("window", "attention_scale", "attention_softcap", "logit_softcap"):
             _require(getattr(self, name) is None or getattr(self, name) > 0, self, name)

@@ -32,6 +32,7 @@ TINY = gpt2_config(31, d_model=12, n_layers=2, n_heads=3, max_length=9)
         ({"mlp": "relu9"}, "mlp='relu9'"),
         ({"position": "rope", "head_dim": 7}, "head_dim=7 .* an odd number"),
         ({"norm_eps": 0.0}, "norm_eps=0.0"),
+        ({"alibi_scale": -0.5}, "alibi_scale=-0.5"),
     ],
 )
 def test_config_refuses(changes, words):
