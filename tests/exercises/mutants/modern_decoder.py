@@ -1,0 +1,52 @@
+"""Wrong versions of lesson 07's solutions: (correct text, wrong text, words of the message)."""
+
+MUTANTS = {
+    "rope": [
+        ('if pairs == "half":', 'if pairs == "interleaved":', "you join the channels of"),
+        ("torch.arange(T)[:, None]", "torch.arange(1, T + 1)[:, None]", "positions start at 1"),
+        ("-2 * torch.arange", "-torch.arange", "your exponent is −i/D"),
+        ("cos, sin = angles.cos(), angles.sin()", "cos, sin = angles.cos(), -angles.sin()",
+         "you turn clockwise"),
+        ("if D % 2:", "if False:", "check the input first"),
+        ('if pairs not in ("half", "interleaved"):', "if False:", "should raise ValueError"),
+    ],
+    "alibi": [
+        ("bias = -slopes", "bias = slopes", "rewards distance"),
+        ("(torch.arange(n_heads) + 1)", "torch.arange(n_heads)", "first slope is 1"),
+        ("2.0 ** (-8 * (torch.arange(n_heads) + 1) / n_heads)",
+         "2.0 ** -(torch.arange(n_heads) + 1.0)", "for any H"),
+        ('return bias.masked_fill(distance < 0, float("-inf"))', "return bias",
+         "the future is open"),
+        ('bias.masked_fill(distance < 0, float("-inf"))',
+         'bias.masked_fill(distance < 0, float("-inf")).mT', "you hide the past"),
+        ("if n_heads < 1 or n_heads & (n_heads - 1):", "if False:", "should raise ValueError"),
+    ],
+    "grouped": [
+        ("k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)",
+         "k.repeat(1, H // K, 1, 1), v.repeat(1, H // K, 1, 1)", "h // \\(H/K\\), not h % K"),
+        ("scores = (q @ k.mT / math.sqrt(D)).masked_fill(~past, float(\"-inf\"))",
+         "scores = q @ k.mT / math.sqrt(D)", "look into the future"),
+        ("scores = groups @ k[:, :, None].mT / math.sqrt(D)",
+         "scores = groups @ k[:, :, None].mT", "not divided by √D"),
+        ("scores = groups @ k[:, :, None].mT / math.sqrt(D)",
+         "scores = groups @ k[:, :, None].repeat(1, 1, H // K, 1, 1).mT / math.sqrt(D)",
+         "still copies"),
+        ("groups @ k[:, :, None].mT", "groups @ k[:, :1, None].mT", "by_groups"),
+    ],
+    "convert": [
+        ("reshape(-1, D // 2, 2, C)", "reshape(-1, 2, D // 2, C)", "you convert the other way"),
+        ("n_turned = (n_heads + n_kv_heads) * D", "n_turned = n_rows", "you reorder the values"),
+        ("n_turned = (n_heads + n_kv_heads) * D", "n_turned = n_heads * D", "forgot the keys"),
+        ("heads.transpose(1, 2)", "heads", "your rows is"),
+    ],
+    "lost": [
+        ("int((never_round & farther).sum())", "int(farther.sum())", "know all angles"),
+        ("int((never_round & farther).sum())", "int(never_round.sum())", "never went round, also"),
+        ("trained * before < 2", "tested * after < 2", "a full turn in the tested text"),
+        ("tested * after > 1.01 * trained * before", "after > 1.01 * before",
+         "you compare frequencies"),
+        ('advice = "yarn"', 'advice = "linear"', "neighbours become hard to tell apart"),
+        ('advice = "yarn"', 'advice = "ntk"', "still loses some pairs"),
+        ('advice = "yarn"', 'advice = "none"', "angles they have never seen"),
+    ],
+}  # fmt: skip
