@@ -77,6 +77,15 @@ def test_packed_and_padded_give_the_same_loss_and_gradient(tokenizer, generator)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_rows_are_filled_but_never_overfilled(tokenizer):
+    examples = examples_of(tokenizer)
+    sizes = [len(example.tokens) for example in examples]
+    for block_size in range(max(sizes), max(sizes) + 20):
+        batch = pack(examples, block_size)
+        assert batch.tokens.shape[1] == block_size
+        assert (batch.documents > 0).sum() == sum(sizes)
+
+
 def test_an_epoch_holds_every_example_once(tokenizer):
     examples = examples_of(tokenizer)
     batches = list(padded_batches(examples, 2, torch.Generator().manual_seed(0)))
