@@ -5,11 +5,13 @@ Logits, gradients and decoding of each are compared in `test_every_family`.
 
 import json
 
+import cases_sparse as sparse
 import pytest
 import torch
 from cases_classic import gpt2
 from cases_llama import CASES
 from pairs import load, ragged, random_tokens, randomised
+from safetensors.torch import load_file, save_file
 
 from minillm.model import hf
 from minillm.model.maps import attention_maps
@@ -66,6 +68,16 @@ def test_files_of_older_versions_name_rotations_otherwise(tmp_path):
     published["rope_theta"] = rope.pop("rope_theta")
     published["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
     assert hf.from_published(published, theirs.state_dict()).config == ours.config
+
+
+def test_modules_for_further_tokens_in_a_deepseek_file_are_left_out(tmp_path):
+    theirs = randomised(sparse.CASES["deepseek_v3"]())
+    ours = load(theirs, tmp_path)
+    file = tmp_path / "model.safetensors"
+    further = {"model.layers.3.eh_proj.weight": torch.ones(36, 72)}
+    save_file(load_file(file) | further, file, metadata={"format": "pt"})
+    tokens, _ = ragged()
+    assert torch.equal(hf.from_huggingface(tmp_path)(tokens), ours(tokens))
 
 
 def test_tensors_that_do_not_fit_are_refused_with_every_problem_named(pair, tmp_path):
