@@ -15,6 +15,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nbformat
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -53,6 +54,7 @@ class Lab:
 
     url: str
     token: str
+    root: Path
     log: list[str] = field(default_factory=list)
 
 
@@ -107,7 +109,7 @@ def lab(tmp_path_factory):
         stderr=subprocess.PIPE,
         text=True,
     )
-    lab = Lab(f"http://localhost:{port}", token)
+    lab = Lab(f"http://localhost:{port}", token, root)
     try:
         for line in server.stderr:
             lab.log.append(line)
@@ -209,5 +211,40 @@ def test_lesson_runs_and_its_slider_redraws_the_picture(visit: Visit, lab: Lab, 
     before, after = move_first_slider(page)
     assert before != after
     assert before.startswith("data:image/png;base64,") and after.startswith("data:image/png")
+    assert not visit.errors
+    assert not visit.outside
+
+
+# Random weights give random answers; without special tokens none of them ends before its time.
+CHAT = """
+from minillm.course.widgets import chat_box
+from minillm.data.tokenizer import Tokenizer
+from minillm.infer.chat import Chat
+from minillm.model.config import llama_config
+from minillm.model.transformer import Transformer
+
+tokenizer = Tokenizer.train(["who are you"], 260, ())
+config = llama_config(tokenizer.vocab_size, d_model=16, n_layers=1, n_heads=2)
+chat_box(Chat(Transformer(config), tokenizer, max_new_tokens=20))
+"""
+
+
+def test_the_chat_box_answers_and_shows_what_is_typed_as_text(visit: Visit, lab: Lab):
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [nbformat.v4.new_code_cell(CHAT)]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, lab.root / "chat.ipynb")
+    page = visit.page
+    open_lesson(page, lab, "chat.ipynb")
+    run_all(page)
+    line = page.get_by_placeholder("Say something")
+    for n_turns, key in ((1, "Enter"), (2, "Send")):
+        line.fill("who <b>are</b> you")
+        line.press("Enter") if key == "Enter" else page.get_by_role("button", name=key).click()
+        page.locator(".chat-note").nth(n_turns - 1).wait_for(timeout=WAIT_MS)  # it is finished
+        assert page.locator(".chat-user").all_inner_texts() == ["who <b>are</b> you"] * n_turns
+        assert all(page.locator(".chat-assistant").all_inner_texts())
+    page.get_by_role("button", name="Start again").click()
+    page.locator(".chat-user").first.wait_for(state="detached", timeout=WAIT_MS)
     assert not visit.errors
     assert not visit.outside
