@@ -13,13 +13,15 @@ Shapes: B batch, T time, C inputs of a layer, D outputs, r rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.adapt.parts import Part, find_parts
+from minillm.adapt.parts import find_parts
+from minillm.adapt.wrap import WrappedLinear, refuse_wrapped, trainable, wrap
 
 # The adapters of Hu et al. (2021, §4.2): queries and values.
 QUERY_AND_VALUE = ("attention.q", "attention.v")
@@ -83,19 +85,13 @@ class Update(nn.Module):
         return self.lengths / (weight + self.delta()).detach().norm(dim=1)
 
 
-class AdaptedLinear(nn.Module):
-    """A frozen linear layer with updates of some ranges of its rows."""
+class AdaptedLinear(WrappedLinear):
+    """A frozen linear layer, plain or quantised, with updates of some ranges of its rows."""
 
-    def __init__(self, base: nn.Linear):
-        super().__init__()
-        self.base = base
+    def __init__(self, base: nn.Module):
+        super().__init__(base)
         self.updates = nn.ModuleDict()
         self.rows: dict[str, slice] = {}
-        self.original: Tensor | None = None  # the weight before merging, while it is merged
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
@@ -111,24 +107,14 @@ class AdaptedLinear(nn.Module):
                 part.add_(update(x))
         return y
 
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Fold the updates into the weight; the layer is then as fast as before."""
-        if self.original is None:
-            self.original = self.base.weight.detach().clone()
-            for name, update in self.updates.items():
-                rows = self.rows[name]
-                merged = self.original[rows] + update.delta()
-                if hasattr(update, "lengths"):
-                    merged *= update.stretch(self.original[rows])[:, None]
-                self.base.weight[rows] = merged
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Undo `merge`, exactly."""
-        if self.original is not None:
-            self.base.weight.copy_(self.original)
-            self.original = None
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        weight = self.base.weight.clone()
+        for name, update in self.updates.items():
+            rows = self.rows[name]
+            weight[rows] += update.delta()
+            if hasattr(update, "lengths"):
+                weight[rows] *= update.stretch(self.base.weight[rows])[:, None]
+        return weight, self.base.bias
 
 
 def add_lora(
@@ -147,49 +133,29 @@ def add_lora(
         ValueError: a target that names nothing (what there is is listed), or a model that already
             has adapters.
     """
-    if any(isinstance(module, AdaptedLinear) for module in model.modules()):
-        raise ValueError("the model already has adapters; merge and remove them first")
     generator = generator or torch.Generator().manual_seed(0)
-    parts = find_parts(model, lora.targets)
+    return add_updates(model, lora.targets, lambda _, rows: Update(rows, lora, generator))
+
+
+def add_updates(
+    model: nn.Module, targets: Iterable[str], make: Callable[[str, Tensor], nn.Module]
+) -> dict[str, nn.Parameter]:
+    """Freeze a model and add to some of its matrices; arguments and errors as `add_lora`.
+
+    Args:
+        make: from the name of a part and its rows of the weight (D, C) to what is added: a module
+            with a ``forward`` (…, C) → (…, D) and its matrix as ``delta()``.
+    """
+    refuse_wrapped(model)
+    parts = find_parts(model, targets)
     model.requires_grad_(False)
     for name, part in parts.items():
-        _adapt(model, name, part, lora, generator)
+        layer, short = wrap(model, part, AdaptedLinear), name.rpartition(".")[2]
+        layer.updates[short] = make(name, layer.weight[part.rows])
+        layer.rows[short] = part.rows
     return trainable(model)
 
 
-def _adapt(model: nn.Module, name: str, part: Part, lora: LoRA, generator: torch.Generator) -> None:
-    layer = model.get_submodule(part.layer)
-    if isinstance(layer, nn.Linear):
-        layer = AdaptedLinear(layer)
-        model.set_submodule(part.layer, layer)
-    short = name.rpartition(".")[2]
-    layer.updates[short] = Update(layer.weight[part.rows], lora, generator)
-    layer.rows[short] = part.rows
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
-    """The layers with adapters, by name."""
+    """The layers with updates, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, AdaptedLinear)}
-
-
-def merge(model: nn.Module) -> None:
-    """Fold all adapters into their weights."""
-    for layer in adapted_layers(model).values():
-        layer.merge()
-
-
-def unmerge(model: nn.Module) -> None:
-    """Take all adapters out of their weights again, exactly."""
-    for layer in adapted_layers(model).values():
-        layer.unmerge()
-
-
-def remove_adapters(model: nn.Module) -> None:
-    """Give the plain layers back: with the updates if they are merged, else as they were."""
-    for name, layer in adapted_layers(model).items():
-        model.set_submodule(name, layer.base)

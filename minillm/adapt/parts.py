@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from minillm.adapt.quant_linear import QuantLinear
 from minillm.model.attention import Attention
 from minillm.model.layers import GatedMLP
 
@@ -33,7 +34,7 @@ def linear_parts(model: nn.Module) -> dict[str, Part]:
     parts = {}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | QuantLinear):
             parts[name] = Part(name, slice(0, module.out_features))
         elif isinstance(module, Attention):
             parts |= _ranges(prefix, "qkv", dict(zip("qkv", module.sizes, strict=True)))

@@ -5,14 +5,11 @@ Shapes: B batch, T time, C inputs, D outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.adapt.parts import find_parts
-from minillm.adapt.quant import Format, Quantized, RoundedScales, dequantize, quantize
+from minillm.adapt.quant import Format, Quantized, RoundedScales, dequantize
 
 
 class QuantLinear(nn.Module):
@@ -74,23 +71,3 @@ class FrozenLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.layer.weight.to(gradient.dtype), None
-
-
-def quantize_linears(model: nn.Module, format: Format, targets: Iterable[str]) -> None:
-    """Replace the named linear layers by quantised ones, in place.
-
-    Args:
-        targets: whole layers, such as "attention.qkv", "mlp.down" (see `find_parts`).
-
-    Raises:
-        ValueError: a name that fits nothing, a part of a fused layer, or a layer that does not fit
-            the format; the model is then unchanged.
-    """
-    replaced = {}
-    for name, part in find_parts(model, targets).items():
-        if name != part.layer:
-            raise ValueError(f"{name} is a part of {part.layer}; only whole layers are quantised")
-        layer = model.get_submodule(name)
-        replaced[name] = QuantLinear(quantize(layer.weight, format), layer.bias)
-    for name, layer in replaced.items():
-        model.set_submodule(name, layer)

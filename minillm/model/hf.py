@@ -283,25 +283,7 @@ def from_gguf(file: GGUF) -> Transformer:
     Raises:
         ValueError: another architecture, or a damaged file.
     """
-    about = file.metadata
-    if about.get("general.architecture") != "llama":
-        raise ValueError(
-            f"{file.path}: architecture {about.get('general.architecture')!r}, expected 'llama'"
-        )
-    if about.get("llama.rope.scaling.type", "none") != "none":
-        raise ValueError(f"{file.path}: scales its rotations, which is not read from GGUF files")
-    config = llama_config(
-        len(about["tokenizer.ggml.tokens"]),
-        d_model=about["llama.embedding_length"],
-        n_layers=about["llama.block_count"],
-        n_heads=about["llama.attention.head_count"],
-        n_kv_heads=about["llama.attention.head_count_kv"],
-        d_ff=about["llama.feed_forward_length"],
-        max_length=about["llama.context_length"],
-        rope=Rope(about.get("llama.rope.freq_base", 10_000.0)),
-        norm_eps=about["llama.attention.layer_norm_rms_epsilon"],
-        tie_embeddings="output.weight" not in file.names,
-    )
+    config = gguf_config(file)
     table = list(FAMILIES["llama"].table(config))
     names = {gguf_name(name): name for row in table for name in row.theirs}
     shapes = {names.get(name, name): file.shape(name) for name in file.names}
@@ -316,6 +298,33 @@ def from_gguf(file: GGUF) -> Transformer:
         return weight
 
     return _assemble(config, table, Source(shapes, take))
+
+
+def gguf_config(file: GGUF) -> ModelConfig:
+    """The configuration in the metadata of a Llama-family GGUF file.
+
+    Raises:
+        ValueError: another architecture.
+    """
+    about = file.metadata
+    if about.get("general.architecture") != "llama":
+        raise ValueError(
+            f"{file.path}: architecture {about.get('general.architecture')!r}, expected 'llama'"
+        )
+    if about.get("llama.rope.scaling.type", "none") != "none":
+        raise ValueError(f"{file.path}: scales its rotations, which is not read from GGUF files")
+    return llama_config(
+        len(about["tokenizer.ggml.tokens"]),
+        d_model=about["llama.embedding_length"],
+        n_layers=about["llama.block_count"],
+        n_heads=about["llama.attention.head_count"],
+        n_kv_heads=about["llama.attention.head_count_kv"],
+        d_ff=about["llama.feed_forward_length"],
+        max_length=about["llama.context_length"],
+        rope=Rope(about.get("llama.rope.freq_base", 10_000.0)),
+        norm_eps=about["llama.attention.layer_norm_rms_epsilon"],
+        tie_embeddings="output.weight" not in file.names,
+    )
 
 
 def gguf_name(name: str) -> str:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from minillm.adapt.lora import LoRA, add_lora, merge, remove_adapters, trainable
+from minillm.adapt.lora import LoRA, add_lora
 from minillm.adapt.lora_files import load_adapters, save_adapters
 from minillm.adapt.parts import linear_parts
+from minillm.adapt.wrap import merge, remove_adapters, trainable
 from minillm.model.config import gpt2_config, llama_config
 from minillm.model.transformer import Transformer
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minillm.adapt.lora import LoRA, add_lora
 from minillm.adapt.quant import (
     Format,
     dequantize,
@@ -16,8 +17,17 @@ from minillm.adapt.quant import (
     scale_values,
     unpack,
 )
-from minillm.adapt.quant_linear import QuantLinear, quantize_linears
+from minillm.adapt.quant_linear import QuantLinear
+from minillm.adapt.quant_model import (
+    packed_gguf,
+    quantize_linears,
+    stored_bytes,
+)
+from minillm.adapt.wrap import merge
+from minillm.data import assets
+from minillm.model import hf
 from minillm.model.config import llama_config
+from minillm.model.gguf import GGUF
 from minillm.model.transformer import Transformer
 
 # Dettmers et al. 2023, appendix E.
@@ -157,6 +167,44 @@ def test_a_model_can_be_quantised_by_name_and_runs():
     assert kinds.count("QuantLinear") == 4
     error = (model(tokens) - before).abs().max() / before.abs().max()
     assert 0 < error < 0.05
+
+
+def test_adapters_learn_on_a_quantised_base():
+    """QLoRA: gradients as through the dequantised weight, and only the adapters move."""
+    config = llama_config(31, d_model=12, n_layers=1, n_heads=3, d_ff=20)
+    tokens = torch.randint(0, 31, (3, 7), generator=torch.Generator().manual_seed(0))
+    lora = LoRA(rank=2, targets=("attention.q", "mlp.down"))
+    gradients = []
+    for dequantised in (False, True):
+        model = Transformer(config)
+        if dequantised:
+            for layer in (model.blocks[0].attention.qkv, model.blocks[0].mlp.down):
+                layer.weight.data = dequantize(quantize(layer.weight, Format("nf4", 4, 4)))
+        else:
+            quantize_linears(model, Format("nf4", 4, 4), ("attention.qkv", "mlp.down"))
+        adapters = add_lora(model, lora)
+        for p in adapters.values():
+            p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(4)) * 0.3
+        model(tokens).square().mean().backward()
+        gradients.append({name: p.grad for name, p in adapters.items()})
+        if not dequantised:
+            with pytest.raises(ValueError, match="dequantise it first"):
+                merge(model)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_smollm2_runs_on_the_codes_of_its_file():
+    """Equal logits to the dequantised model, and bytes as the format says."""
+    file = GGUF(assets.path("smollm2"))
+    plain, packed = hf.from_gguf(file), packed_gguf(file)
+    tokens = torch.randint(0, 1000, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(tokens), plain(tokens), rtol=1e-4, atol=1e-4)
+    quantised = [m for m in packed.modules() if isinstance(m, QuantLinear)]
+    assert len(quantised) == 4 * 30
+    n_weights = sum(m.in_features * m.out_features for m in quantised)
+    assert sum(m.quantized.nbytes for m in quantised) == n_weights * (4 + 2 * 16 / 32) / 8
+    assert stored_bytes(packed) < stored_bytes(plain) / 2.5
 
 
 @pytest.mark.parametrize(
