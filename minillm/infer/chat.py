@@ -153,8 +153,8 @@ class Chat:
         Raises:
             ValueError: the model is no decoder, or the context has no room for an answer.
         """
-        if model.config.mask == "bidirectional":
-            raise ValueError("this model is an encoder (mask='bidirectional'): it cannot write")
+        if not isinstance(model, Transformer) or model.config.mask == "bidirectional":
+            raise ValueError(f"only a decoder can chat, and this {type(model).__name__} is none")
         longest = model.config.max_length
         context = min(longest, 2048) if context is None else context
         if max_new_tokens is None:

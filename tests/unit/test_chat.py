@@ -205,7 +205,7 @@ def test_a_seed_repeats_a_conversation_and_the_penalty_sees_all_of_it(model, tok
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"mask": "bidirectional"}, {}, "this model is an encoder"),
+        ({"mask": "bidirectional"}, {}, "only a decoder can chat, and this Transformer is none"),
         ({}, {"max_new_tokens": 0}, "max_new_tokens=0, context=256: expected 1 ≤"),
         ({}, {"max_new_tokens": 50, "context": 50}, "max_new_tokens=50, context=50"),
         ({}, {"context": 300}, "context ≤ 256, the model's max_length"),
