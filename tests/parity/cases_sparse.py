@@ -34,7 +34,7 @@ CASES = {
     ),
     "qwen3_moe": lambda: build("Qwen3Moe", **EXPERTS, head_dim=8, norm_topk_prob=True),
     "deepseek_v2": lambda: build(
-        "DeepseekV2", **LATENT, **YARN, n_group=3, topk_group=2,
+        "DeepseekV2", **LATENT, **YARN, n_group=2, topk_group=1,
         topk_method="group_limited_greedy",
     ),
     "deepseek_v2_lite": lambda: build("DeepseekV2", **LATENT | {"q_lora_rank": None}),

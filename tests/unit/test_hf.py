@@ -116,11 +116,12 @@ def test_a_model_is_not_exported_as_what_it_is_not(config, family, words, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_integer_weights_are_refused(model):
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(model, dtype):
     fields = hf.published_config(model.config, "llama")
     tensors = hf.unpack(model, list(FAMILIES["llama"].table(model.config)))
-    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
-    with pytest.raises(ValueError, match=r"model.norm.weight is stored as torch.int8"):
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
+    with pytest.raises(ValueError, match=rf"model\.norm\.weight is stored as {dtype}"):
         hf.from_published(fields, tensors)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minillm.model import hf
-from minillm.model.config import RopeScaling
+from minillm.model.config import Rope, RopeScaling
 from minillm.model.families import FAMILIES
 from minillm.model.families.common import Fields
 from minillm.model.transformer import Transformer, own_tensors
@@ -167,3 +167,27 @@ def test_windows_begin_where_each_family_says():
     qwen = config_of("Qwen2.5-0.5B", use_sliding_window=True)
     assert qwen.window == 32768 and qwen.global_layers == tuple(range(21))
     assert config_of("SmolLM3-3B").rope.skip_layers == tuple(range(3, 36, 4))
+
+
+def without(name, *fields):
+    """The configuration of an older file, which does not say what its family takes for granted."""
+    published = Fields(PUBLISHED[name][1])
+    for field in fields:
+        del published[field]
+    return FAMILIES[published["model_type"]].read(published)
+
+
+def test_what_older_files_take_for_granted():
+    assert without("Mistral-7B-v0.1", "sliding_window").window == 4096
+    assert without("stablelm-2-1_6b", "partial_rotary_factor").rope.fraction == 0.25
+    glm = without("glm-4-9b", "partial_rotary_factor", "head_dim", "attention_bias")
+    assert (glm.rope.fraction, glm.head_dim, glm.qkv_bias) == (0.5, 128, True)
+    assert without("Mixtral-8x7B", "rope_theta").rope.base == 1e6
+    assert without("SmolLM3-3B", "rope_theta", "no_rope_layers").rope == Rope(
+        2e6, skip_layers=tuple(range(3, 36, 4))
+    )
+    assert without("Llama-3.1-8B", "num_key_value_heads").n_kv_heads == 32
+    assert without("Qwen3-0.6B", "head_dim").head_dim == 128
+    assert without("gemma-2b", "head_dim", "rope_theta").head_dim == 256
+    assert without("Qwen1.5-MoE-A2.7B", "norm_topk_prob").moe.renormalize is False
+    assert without("DeepSeek-V3", "norm_topk_prob").moe.renormalize is True
