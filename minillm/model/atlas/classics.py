@@ -83,15 +83,16 @@ def t5_pair(d_model, n_layers, n_heads, d_ff, head_dim=64, vocab_size=32128, **c
     decoder = ModelConfig(
         vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, head_dim=head_dim,
         d_ff=d_ff, max_length=512, position="relative", norm="rms", norm_eps=1e-6, bias=False,
-        attention_scale=1.0, cross_attention=True, **{"mlp": "relu", **changes},
+        attention_scale=1.0, cross_attention=True,
+        **{"mlp": "relu", "logit_scale": d_model**-0.5, **changes},
     )  # fmt: skip
     encoder = dataclasses.replace(
-        decoder, cross_attention=False, mask="bidirectional", tie_embeddings=True
+        decoder, cross_attention=False, mask="bidirectional", tie_embeddings=True, logit_scale=1.0
     )
     return {"config": decoder, "encoder": encoder}
 
 
-V1_1 = {"mlp": "geglu_tanh", "tie_embeddings": False}
+V1_1 = {"mlp": "geglu_tanh", "tie_embeddings": False, "logit_scale": 1.0}
 
 T5 = [
     *(

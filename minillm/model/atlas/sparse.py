@@ -19,7 +19,7 @@ def deepseek(shape, moe: MoE, q_rank: int | None, **changes) -> ModelConfig:
     yarn = RopeScaling("yarn", 40.0, 4096)
     return llama(
         shape, **changes, max_length=163_840, head_dim=128, norm_eps=1e-6, moe=moe,
-        latent=Latent(kv_rank=512, rope_dim=64, q_rank=q_rank),
+        latent=Latent(kv_rank=512, rope_dim=64, q_rank=q_rank, value_dim=128),
         rope=Rope(pairs="interleaved", scaling=yarn),
     )  # fmt: skip
 
