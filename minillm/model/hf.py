@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,15 @@ def from_pretrained(name: str | Path) -> tuple[Transformer | EncoderDecoder, Tok
     folder = path if path.is_dir() else download(str(name))
     tokenizer = read_tokenizer(folder)  # first, because it fails faster
     return from_huggingface(folder), tokenizer
+
+
+def family_of(name: str | Path) -> str:
+    """The family, a key of ``FAMILIES``, of what `from_pretrained` would load."""
+    path = Path(name)
+    if path.suffix == ".gguf" or (str(name) == "smollm2" and not path.exists()):
+        return "llama"
+    folder = path if path.is_dir() else download(str(name))
+    return read_json(folder / "config.json").get("model_type")
 
 
 def download(name: str) -> Path:
@@ -228,18 +237,30 @@ def to_huggingface(
         config = (model.encoder.config, model.decoder.config)
     fields = published_config(config, family)
     tensors = unpack(model, list(FAMILIES[family].table(config)))
+    fields["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
+        if tokenizer is not None:
+            fields |= _write_tokenizer(temporary, tokenizer)
         write_json(temporary / "config.json", fields)
         write_shards(temporary, tensors, shard_bytes)
-        if tokenizer is not None:
-            tokenizer.save(temporary / "tokenizer.json")
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict:
+    """Write the tokenizer, and say in both files which token ends a text; → for ``config.json``."""
+    tokenizer.save(folder / "tokenizer.json")
+    settings, fields = {"tokenizer_class": "PreTrainedTokenizerFast"}, {}
+    with suppress(ValueError):  # a tokenizer may have no such token
+        fields["eos_token_id"] = tokenizer.end_of_text
+        settings["eos_token"] = tokenizer.token_bytes(tokenizer.end_of_text).decode()
+    write_json(folder / "tokenizer_config.json", settings)
+    return fields
 
 
 def published_config(config: Config, family: str) -> dict:
@@ -251,7 +272,7 @@ def published_config(config: Config, family: str) -> dict:
     module = FAMILIES[family]
     # The defaults of a family's own models may lie outside this vocabulary.
     no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    fields = {"model_type": family, "dtype": "float32", **no_ids, **module.write(config)}
+    fields = {"model_type": family, **no_ids, **module.write(config)}
     back = module.read(Fields(fields))
     both = [config, back] if isinstance(config, tuple) else [(config,), (back,)]
     lost = [

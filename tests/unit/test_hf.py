@@ -192,6 +192,26 @@ def test_the_end_of_a_text_is_the_one_the_folder_names(folder):
         assert hf.from_pretrained(folder)[1].end_of_text == 1
 
 
+def test_what_ends_a_text_travels_with_the_model(model, tmp_path):
+    tokenizer = Tokenizer.train(["x"], 259, special_tokens=("<|endoftext|>", "<|im_end|>"))
+    tokenizer = Tokenizer(
+        tokenizer.tokens, merges=[], special_tokens=tokenizer.special_tokens,
+        end_of_text="<|im_end|>",
+    )  # fmt: skip
+    hf.to_huggingface(model, tmp_path / "out", "llama", tokenizer)
+    assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == 1
+    assert hf.from_pretrained(tmp_path / "out")[1].end_of_text == 1
+
+
+def test_half_precision_is_written_as_it_is(model, tmp_path):
+    hf.to_huggingface(model.bfloat16(), tmp_path / "out", "llama")
+    fields = json.loads((tmp_path / "out/config.json").read_text())
+    assert fields["dtype"] == "bfloat16" and fields["eos_token_id"] is None
+    assert torch.equal(
+        hf.from_huggingface(tmp_path / "out").embedding.weight, model.embedding.weight.float()
+    )
+
+
 def test_a_folder_with_wordpieces(folder):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "text"]
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
