@@ -1,7 +1,7 @@
 """Tiny models of the families with mixtures of experts and latent attention."""
 
-import transformers
-from cases_llama import SIZES, scaled
+import cases_llama
+from cases_llama import scaled
 
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 14}
 LATENT = {
@@ -17,10 +17,8 @@ YARN = scaled(
 
 
 def build(name, **changes):
-    config = getattr(transformers, f"{name}Config")(
-        **SIZES | {"experts_implementation": "eager"} | changes
-    )
-    return getattr(transformers, f"{name}ForCausalLM")(config)
+    """Their default kernel for experts wants even sizes."""
+    return cases_llama.build(name, experts_implementation="eager", **changes)
 
 
 CASES = {
