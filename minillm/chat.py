@@ -16,6 +16,8 @@ from collections.abc import Iterator
 import torch
 
 import minillm
+from minillm.adapt.lora_files import load_adapters
+from minillm.adapt.wrap import merge
 from minillm.data.assets import AssetError
 from minillm.infer.chat import PLAIN, SMOLLM2_SYSTEM, Chat
 from minillm.infer.sampling import Sampler
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, help="repeat a conversation (default: another each time)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--adapters", help="a folder that python -m minillm.finetune wrote")
     return parser
 
 
@@ -74,6 +77,9 @@ def _start(given: argparse.Namespace) -> Chat:
     else:
         generator.manual_seed(given.seed)
     model, tokenizer = hf.from_pretrained(given.model)
+    if given.adapters:
+        load_adapters(model, given.adapters, hf.family_of(given.model))
+        merge(model)
     system = given.system
     if system is None and given.model == "smollm2":
         system = SMOLLM2_SYSTEM

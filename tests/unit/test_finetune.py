@@ -1,0 +1,120 @@
+"""Fine-tuning in one call and one command, on a model that is trained in a second."""
+
+import io
+import json
+
+import pytest
+import torch
+
+from minillm import chat, finetune
+from minillm.adapt.finetune import cut, endless
+from minillm.adapt.finetune import finetune as finetune_model
+from minillm.adapt.lora_files import load_adapters
+from minillm.adapt.sft import Example
+from minillm.adapt.wrap import merge, trainable
+from minillm.data.tokenizer import Tokenizer
+from minillm.model import hf
+from minillm.model.config import llama_config
+from minillm.model.transformer import Transformer
+
+CHATS = [[("user", "What is it?"), ("assistant", "It is tea.")]] * 3
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["What is it? It is tea. user assistant"], 270, special_tokens=SPECIALS)
+
+
+def tiny(tokenizer):
+    config = llama_config(
+        tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, max_length=256
+    )
+    return Transformer(config, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    hf.to_huggingface(tiny(tokenizer), tmp_path / "model", "llama", tokenizer)
+    lines = [
+        json.dumps({"messages": [{"role": role, "content": text} for role, text in chat]})
+        for chat in CHATS
+    ]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_adapters_learn_the_answers_and_nothing_else_moves(tokenizer):
+    model = tiny(tokenizer)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    history = finetune_model(model, tokenizer, CHATS, steps=40, lr=0.02, progress=False)
+    assert history.losses[-1] < 0.3 * history.losses[0]
+    after = {name.replace(".base.", "."): p for name, p in model.named_parameters()}
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert all(".updates." in name for name in trainable(model))
+
+
+def test_a_seed_means_the_same_adapters(tokenizer):
+    def run(seed):
+        model, generator = tiny(tokenizer), torch.Generator().manual_seed(seed)
+        return finetune_model(
+            model, tokenizer, CHATS, steps=3, generator=generator, progress=False
+        ).losses
+
+    assert run(1) == run(1) != run(2)
+
+
+def test_every_epoch_holds_every_conversation():
+    examples = [Example([i], [i]) for i in range(5)]
+    batches = endless(examples, 2, torch.Generator().manual_seed(0))
+    for _ in range(2):
+        epoch = torch.cat([next(batches).tokens.flatten() for _ in range(3)])
+        assert sorted(epoch.tolist()) == list(range(5))
+
+
+def test_what_is_cut_off_cannot_be_learned(tokenizer):
+    assert cut(Example([1, 2, 3], [2, 3, 4]), 2) == Example([1, 2], [2, 3])
+    with pytest.raises(ValueError, match="nothing to learn in 3 conversations of at most 4"):
+        finetune_model(tiny(tokenizer), tokenizer, CHATS, max_tokens=4, progress=False)
+
+
+def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys, monkeypatch):
+    arguments = [str(folder / name) for name in ("model", "chats.jsonl", "adapters")]
+    options = ["--steps", "40", "--lr", "0.02", "--export", str(folder / "merged")]
+    assert finetune.main([*arguments, *options, "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "after> It is tea." in out
+    assert "before> It is tea." not in out
+
+    adapted = hf.from_huggingface(folder / "model")
+    load_adapters(adapted, folder / "adapters", "llama")
+    merge(adapted)
+    tokens = torch.tensor([[1, 2, 3]])
+    merged = hf.from_huggingface(folder / "merged")
+    torch.testing.assert_close(merged(tokens), adapted(tokens), rtol=1e-4, atol=1e-5)
+
+    for model, extra in (("model", ["--adapters", str(folder / "adapters")]), ("merged", [])):
+        monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n"))
+        status = chat.main([str(folder / model), *extra, "--temperature", "0", "--device", "cpu"])
+        assert (status, capsys.readouterr().out.strip()) == (0, "It is tea.")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"chats": "absent.jsonl"}, "No such file"),
+        ({"options": ["--four-bit"]}, "--four-bit is for smollm2"),
+        ({"adapters": "model"}, "is not empty; choose a new folder"),
+        ({"model": "absent"}, "no model"),
+        ({"options": ["--steps", "0"]}, "steps=0"),
+    ],
+)
+def test_the_command_refuses_in_one_line(folder, capsys, change, words):
+    names = {"model": "model", "chats": "chats.jsonl", "adapters": "adapters", **change}
+    options = names.pop("options", [])
+    paths = [str(folder / name) for name in names.values()]
+    assert finetune.main([*paths, *options, "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert not (folder / "adapters").exists()
