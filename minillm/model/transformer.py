@@ -136,7 +136,10 @@ class Transformer(nn.Module):
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """What the first block reads: (B, T) ids and (T,) or (B, T) positions → (B, T, C)."""
-        x = self.embedding(tokens)
+        return self.place(self.embedding(tokens), positions)
+
+    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Vectors (B, T, C), of tokens or learned in their stead, made ready for block 0."""
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         if self.config.position == "learned":

@@ -1,0 +1,115 @@
+"""IA³, prefix tuning, prompt tuning and AdaLoRA against `peft`: outputs and gradients."""
+
+import pytest
+import torch
+from peft import IA3Config, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from minillm.adapt.adapters import add_ia3
+from minillm.adapt.prompts import PrefixTuned, PromptTuned
+from minillm.adapt.wrap import merge, trainable
+from minillm.model import hf
+
+SIZES = {"vocab_size": 50, "bos_token_id": None, "eos_token_id": None}
+LLAMA = LlamaConfig(
+    hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=32, **SIZES,
+)  # fmt: skip
+GPT2 = GPT2Config(
+    n_embd=24, n_layer=2, n_head=3, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+    **SIZES,
+)  # fmt: skip
+CONFIGS = {"llama": LLAMA, "gpt2": GPT2}
+P = 5
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(1))
+
+
+def pair(tmp_path, family, settings):
+    """A random model in `transformers` with `peft` around it, and the same in this package."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(CONFIGS[family])
+    randomise(base.parameters())
+    base.save_pretrained(tmp_path / "model")
+    theirs = get_peft_model(base, settings).eval()
+    randomise(p for p in theirs.parameters() if p.requires_grad)
+    return hf.from_huggingface(tmp_path / "model"), theirs
+
+
+def randomise(parameters):
+    generator = torch.Generator().manual_seed(0)
+    for p in parameters:
+        p.data += 0.2 * torch.randn(p.shape, generator=generator)
+
+
+def compare(ours, theirs, tokens):
+    """Logits of the text, and the gradients of a random sum of them in both models."""
+    logits = theirs(tokens).logits[:, -tokens.shape[1] :]
+    torch.testing.assert_close(ours(tokens), logits, rtol=1e-4, atol=1e-5)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
+    (ours(tokens) * weights).sum().backward()
+    (logits * weights).sum().backward()
+
+
+def assert_same(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_ia3(tmp_path, tokens, family):
+    ours, theirs = pair(tmp_path, family, IA3Config(task_type="CAUSAL_LM"))
+    factors = {n: p for n, p in theirs.named_parameters() if p.requires_grad}
+    # peft scales all that GPT-2's fused matrix puts out, queries included.
+    add_ia3(ours, outputs=("attention.k", "attention.v") if family == "llama" else ("qkv",))
+    matched = {}
+    for name, p in trainable(ours).items():
+        layer = int(name.split(".")[1])
+        theirs_too = {
+            "k": "k_proj", "v": "v_proj", "qkv": "c_attn",
+            "inputs": "down_proj" if family == "llama" else "mlp.c_proj",
+        }[name.rpartition(".")[2]]  # fmt: skip
+        (matched[name],) = [n for n in factors if f".{layer}." in n and theirs_too in n]
+        p.data = factors[matched[name]].detach().flatten().clone()
+    assert sorted(matched.values()) == sorted(factors)
+    compare(ours, theirs, tokens)
+    for name, p in trainable(ours).items():
+        assert_same(p.grad, factors[matched[name]].grad.flatten())
+    merge(ours)
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_prefix_tuning(tmp_path, tokens, family):
+    settings = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
+    model, theirs = pair(tmp_path, family, settings)
+    ours = PrefixTuned(model, P)
+    (table,) = [p for p in theirs.parameters() if p.requires_grad]  # (P, 2·L·K·D)
+
+    def by_layer(numbers):
+        """As peft lays them out, → for each layer (1, K, P, D), keys and values in turn."""
+        c = model.config
+        heads = numbers.view(P, 2 * c.n_layers, c.n_kv_heads, c.head_dim).permute(1, 2, 0, 3)
+        return [part[None] for part in heads]
+
+    both = [p for kv in ours.keys_values() for p in kv]
+    for p, value in zip(both, by_layer(table.detach()), strict=True):
+        p.data = value.clone()
+    compare(ours, theirs, tokens)
+    assert len(trainable(ours)) == len(both)
+    for p, gradient in zip(both, by_layer(table.grad), strict=True):
+        assert_same(p.grad, gradient)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_prompt_tuning(tmp_path, tokens, family):
+    settings = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
+    model, theirs = pair(tmp_path, family, settings)
+    ours = PromptTuned(model, P)
+    (table,) = [p for p in theirs.parameters() if p.requires_grad]  # (P, C)
+    ours.prompt.data = table.detach().clone()
+    compare(ours, theirs, tokens)
+    assert trainable(ours).keys() == {"prompt"}
+    assert_same(ours.prompt.grad, table.grad)
