@@ -159,3 +159,13 @@ def add_updates(
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
     """The layers with updates, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, AdaptedLinear)}
+
+
+def named_updates(model: nn.Module) -> dict[str, nn.Module]:
+    """The updates by the names of their parts: blocks.0.attention.q, blocks.0.mlp.down."""
+    updates = {}
+    for layer_name, layer in adapted_layers(model).items():
+        parent = layer_name.rpartition(".")[0]
+        for short, update in layer.updates.items():
+            updates[f"{parent}.{short}"] = update
+    return updates

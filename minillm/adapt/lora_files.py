@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minillm.adapt.lora import AdaptedLinear, LoRA, Update, adapted_layers, add_lora
+from minillm.adapt.lora import AdaptedLinear, LoRA, Update, adapted_layers, add_lora, named_updates
 from minillm.model.families import FAMILIES
 from minillm.model.transformer import Transformer, check_shapes, shapes_of
 
@@ -146,16 +146,6 @@ def _check_settings(settings: dict) -> None:
         found = settings.get(name)
         if found and found != only:
             raise ValueError(f"the adapter has {name}={found!r}, which we cannot express")
-
-
-def named_updates(model: nn.Module) -> dict[str, Update]:
-    """The adapters by the names of their parts: blocks.0.attention.q, blocks.0.mlp.down."""
-    updates = {}
-    for layer_name, layer in adapted_layers(model).items():
-        parent = layer_name.rpartition(".")[0]
-        for short, update in layer.updates.items():
-            updates[f"{parent}.{short}"] = update
-    return updates
 
 
 def published_tensors(update: Update) -> dict[str, Tensor]:
