@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from peft import IA3Config, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from minillm.adapt.adapters import add_ia3
+from minillm.adapt.lora import LoRA, named_updates
+from minillm.adapt.lora_files import published_parts
 from minillm.adapt.prompts import PrefixTuned, PromptTuned
+from minillm.adapt.ranks import Importance, add_adalora, keep_directions, orthogonality
 from minillm.adapt.wrap import merge, trainable
 from minillm.model import hf
 
@@ -113,3 +116,49 @@ def test_prompt_tuning(tmp_path, tokens, family):
     compare(ours, theirs, tokens)
     assert trainable(ours).keys() == {"prompt"}
     assert_same(ours.prompt.grad, table.grad)
+
+
+def test_adalora(tmp_path, tokens):
+    """Outputs, gradients, the regulariser, and which directions are kept after two steps."""
+    settings = AdaLoraConfig(
+        task_type="CAUSAL_LM", init_r=4, target_r=2, lora_alpha=6, total_step=10, tinit=1,
+        tfinal=2, beta1=0.7, beta2=0.8, target_modules=["q_proj", "down_proj"],
+    )  # fmt: skip
+    ours, theirs = pair(tmp_path, "llama", settings)
+    published = published_parts(ours, "llama")
+    add_adalora(ours, LoRA(rank=4, alpha=6, targets=("attention.q", "mlp.down")))
+    numbers = {n: p for n, p in theirs.named_parameters() if p.requires_grad}
+    matches = {}
+    for part, update in named_updates(ours).items():
+        for name, kind in (("p", "lora_B"), ("values", "lora_E"), ("q", "lora_A")):
+            (match,) = [n for n in numbers if f"{published[part]}.{kind}." in n]
+            parameter = getattr(update, name)
+            parameter.data = numbers[match].detach().reshape(parameter.shape).clone()
+            matches[parameter] = match
+    assert len(matches) == len(numbers)
+
+    loss, allocator = theirs(tokens, labels=tokens).loss, theirs.base_model.rankallocator
+    plain = theirs.base_model.model(tokens, labels=tokens).loss
+    grams = [p @ p.T if "lora_A" in n else p.T @ p for n, p in numbers.items() if "_E" not in n]
+    squared = sum((gram - torch.eye(4)).square().sum() for gram in grams)
+    torch.testing.assert_close(orthogonality(ours), squared)
+    # peft takes norms where the paper has their squares, and the mean over all matrices.
+    norms = sum((gram - torch.eye(4)).norm() for gram in grams) / len(grams)
+    torch.testing.assert_close(loss - plain, settings.orth_reg_weight * norms)
+
+    importance = Importance(ours, beta1=0.7, beta2=0.8)
+    for seed in range(2):
+        texts = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(seed))
+        ours.zero_grad()
+        theirs.zero_grad()
+        compare(ours, theirs, texts)
+        for parameter, match in matches.items():
+            assert_same(parameter.grad, numbers[match].grad.reshape(parameter.shape))
+        importance.observe()
+        allocator.update_ipt(theirs)
+    pattern = allocator.mask_to_budget(theirs, 9)
+    kept = keep_directions(ours, importance.scores(), 9)
+    for part, update in named_updates(ours).items():
+        match = matches[update.values]
+        assert kept[part].tolist() == pattern[match]
+        assert_same(update.values, numbers[match].flatten())
