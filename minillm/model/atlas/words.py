@@ -74,8 +74,12 @@ def _attention(c: ModelConfig) -> str:
 
 def _positions(c: ModelConfig) -> str:
     if c.position != "rope":
-        names = {"learned": f"a learned table of {c.max_length:,}", "alibi": "ALiBi"}
-        return names.get(c.position, c.position)
+        return {
+            "learned": f"a learned table of {c.max_length:,}",
+            "alibi": "ALiBi, farther is fainter",
+            "relative": "a learned bias for each distance",
+            "none": "none that we have; see the note",
+        }[c.position]
     text = f"rotary, base {c.rope.base:,.0f}"
     if c.rope.fraction < 1:
         text += f", {c.rope.fraction:.0%} of each head"
