@@ -21,6 +21,7 @@ Shapes: B batch, T time (queries), S time (keys), C channels, H heads, D head si
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.model.attention import grouped_attention
@@ -97,7 +98,11 @@ class LatentAttention(nn.Module):
         kv = self.kv_up(latent[:, 0]).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         k, v = kv.split([self.key_dim, self.value_dim], dim=-1)  # (B, H, S, …)
         k = torch.cat((k, rope_key.expand(-1, self.n_heads, -1, -1)), dim=-1)
-        return grouped_attention(q, k, v, view.mask, view.causal, self.scale, self.softcap)
+        # Fused kernels want values as wide as keys: filling up with zeros costs less than doing
+        # without the kernel.
+        v = F.pad(v, (0, max(0, k.shape[-1] - self.value_dim)))
+        mixed = grouped_attention(q, k, v, view.mask, view.causal, self.scale, self.softcap)
+        return mixed[..., : self.value_dim]
 
     def absorbed(self, q: Tensor, latents: Tensor, view: View) -> Tensor:
         """Attention on the latents themselves, one key head for all: → (B, H, T, value_dim)."""
@@ -108,7 +113,7 @@ class LatentAttention(nn.Module):
         q = torch.cat((q @ key_up, q_rope), dim=-1)  # (B, H, T, R + rope_dim)
         if q.shape[2] > 1:  # every head reads the same keys; `expand` copies nothing
             latents = latents.expand(-1, self.n_heads, -1, -1)
-        # Fused kernels want values as wide as keys: average the rotary keys too, and drop them.
+        # Again values as wide as keys: average the rotary keys too, and drop them.
         mixed = grouped_attention(
             q, latents, latents, view.mask, view.causal, self.scale, self.softcap
         )
