@@ -156,9 +156,15 @@ def test_adalora(tmp_path, tokens):
             assert_same(parameter.grad, numbers[match].grad.reshape(parameter.shape))
         importance.observe()
         allocator.update_ipt(theirs)
-    pattern = allocator.mask_to_budget(theirs, 9)
-    kept = keep_directions(ours, importance.scores(), 9)
-    for part, update in named_updates(ours).items():
-        match = matches[update.values]
-        assert kept[part].tolist() == pattern[match]
-        assert_same(update.values, numbers[match].flatten())
+    for parameter, match in matches.items():
+        seen = (allocator.exp_avg_ipt[match], allocator.exp_avg_unc[match])
+        for ours_too, mean in zip((importance.means, importance.strays), seen, strict=True):
+            mean = mean.reshape(parameter.shape)
+            torch.testing.assert_close(ours_too[parameter], mean, rtol=1e-3, atol=1e-4)
+    for n in range(15, 0, -1):  # all of the order, from the 16 directions there are
+        pattern = allocator.mask_to_budget(theirs, n)
+        kept = keep_directions(ours, importance.scores(), n)
+        for part, update in named_updates(ours).items():
+            match = matches[update.values]
+            assert kept[part].tolist() == pattern[match]
+            assert_same(update.values, numbers[match].flatten())

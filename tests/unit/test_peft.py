@@ -7,6 +7,8 @@ import torch
 
 from minillm.adapt.adapters import PFEIFFER, add_bottlenecks, add_ia3, train_only
 from minillm.adapt.prompts import PrefixTuned, PromptTuned
+from minillm.adapt.quant import Format
+from minillm.adapt.quant_model import quantize_linears
 from minillm.adapt.wrap import merge, remove_adapters, trainable, unmerge
 from minillm.infer.engine import generate
 from minillm.infer.sampling import Sampler
@@ -170,3 +172,29 @@ def test_learned_positions_before_the_text_are_checked():
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_factors_belong_to_the_rows_of_their_part():
+    """Keys times 2, values times 3 and hidden units times 5 are other weights of the same model."""
+    model, scaled = (randomised(Transformer(GPT2)) for _ in range(2))
+    add_ia3(scaled)
+    for tuned, plain in zip(scaled.blocks, model.blocks, strict=True):
+        tuned.attention.qkv.outputs["k"].data.fill_(2)
+        tuned.attention.qkv.outputs["v"].data.fill_(3)
+        tuned.mlp.down.inputs.data.fill_(5)
+        for numbers in (plain.attention.qkv.weight.data, plain.attention.qkv.bias.data):
+            numbers[12:24] *= 2
+            numbers[24:36] *= 3
+        plain.mlp.down.weight.data *= 5
+    torch.testing.assert_close(scaled(TOKENS), model(TOKENS), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("add", [add_ia3, add_bottlenecks])
+def test_quantised_layers_can_have_them_too(add):
+    model = Transformer(replace(LLAMA, d_model=16, head_dim=4))
+    quantize_linears(model, Format("absmax", 8), ("attention.qkv", "attention.out", "mlp.down"))
+    logits = model(TOKENS)
+    learning = add(model)
+    torch.testing.assert_close(model(TOKENS), logits)
+    model(TOKENS).square().sum().backward()
+    assert all(p.grad is not None for p in learning.values())
