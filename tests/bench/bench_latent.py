@@ -17,7 +17,7 @@ from minillm.model.latent import LatentAttention
 from minillm.model.transformer import Transformer
 
 VOCAB, LAYERS, WIDTH, HEADS = 512, 4, 256, 8
-BATCH, CONTEXT, CACHED = 4, 256, 4096
+BATCH, CONTEXT, CACHED = 2, 512, 4096
 
 
 def our_model(max_length: int) -> Transformer:
