@@ -133,8 +133,8 @@ class PrefixTuned(Prompted):
     """Prefix tuning: 2·L·P·K·D parameters.
 
     They start as the keys and values of P tokens (random ones if none are given), which Li and
-    Liang (§7.4) found far better than random numbers. Their MLP, through which the prefix is
-    reparametrised while it trains, is left out.
+    Liang (§7.4) found far better than random numbers where data is scarce. Their MLP, through
+    which the prefix is reparametrised while it trains, is left out.
 
     Args:
         base: is frozen.
@@ -163,7 +163,7 @@ class PrefixTuned(Prompted):
 
 
 class PromptTuned(Prompted):
-    """Prompt tuning: P·C parameters, which start as the embeddings of P tokens (§2.2).
+    """Prompt tuning: P·C parameters, which start as the embeddings of P tokens.
 
     Arguments as `PrefixTuned`.
     """

@@ -59,7 +59,7 @@ def add_adalora(
 
 
 def orthogonality(model: nn.Module) -> Tensor:
-    """How far P and Q are from orthogonal: Σ ‖PᵀP − I‖² + ‖QQᵀ − I‖² (Zhang et al. 2023, eq. 4)."""
+    """How far P and Q are from orthogonal: Σ ‖PᵀP − I‖² + ‖QQᵀ − I‖² (Zhang et al. 2023, §3.1)."""
     total = 0
     for update in svd_updates(model).values():
         for gram in (update.p.T @ update.p, update.q @ update.q.T):
@@ -71,7 +71,12 @@ def rank_budget(step: int, start: int, target: int, begin: int, end: int) -> int
     """How many directions the whole model may keep: falls from start to target as a cubic.
 
     (Zhang et al. 2023, §3.3.) It is ``start`` up to step ``begin``, ``target`` from step ``end``.
+
+    Raises:
+        ValueError: an end that is not after the beginning.
     """
+    if end <= begin:
+        raise ValueError(f"begin={begin}, end={end}: expected an end after the beginning")
     left = 1 - min(max((step - begin) / (end - begin), 0), 1)
     return int((start - target) * left**3 + target)
 
@@ -142,7 +147,7 @@ def svd_updates(model: nn.Module) -> dict[str, SVDUpdate]:
 class NestedUpdate(Update):
     """A LoRA update that uses only its first ``rank`` directions, scaled as one of that rank.
 
-    A step trains all directions up to the drawn rank (Valipour et al. 2023, §3; their FROZEN
+    A step trains all directions up to the drawn rank (Valipour et al. 2023; their FROZEN
     variant, which trains the last of them alone, is left out).
     """
 

@@ -1,7 +1,7 @@
 """Train a few of a model's own numbers: those that matter most, or others in every step.
 
 How much a number matters is its Fisher information: the mean squared gradient of the loss of one
-text. FishMask (Sung et al. 2021, §3) and the task-driven Child-Tuning (Xu et al. 2021, §2.3) train
+text. FishMask (Sung et al. 2021) and the task-driven Child-Tuning (Xu et al. 2021) train
 the k numbers with the most of it; the task-free Child-Tuning draws new ones in every step.
 
 The chosen numbers are learned as a sparse update of their matrix, not as a matrix with a masked
@@ -79,7 +79,7 @@ def fisher_information(
 
     The square is taken text by text; the square of a batch's gradient is something else, as the
     gradients of different texts cancel. With the texts' own labels this is the empirical Fisher
-    information (Sung et al. 2021, eq. 5).
+    information (Sung et al. 2021).
 
     Args:
         texts: one at a time.
@@ -127,7 +127,7 @@ def drop_gradients(
     """Task-free Child-Tuning: keep a random share of the gradients, enlarged by 1 / share.
 
     Call it between ``backward`` and ``step``. Enlarged, the gradient stays right on average (Xu et
-    al. 2021, eq. 4 and 5).
+    al. 2021).
 
     Args:
         keep: chance of each number to learn in this step, above 0, at most 1.

@@ -167,6 +167,8 @@ def test_the_budget_falls_as_a_cubic():
     """Half way between steps 10 and 50, an eighth of the way from 8 to 24 is left: 8 + 2."""
     budget = [rank_budget(step, 24, 8, begin=10, end=50) for step in (0, 10, 30, 50, 60)]
     assert budget == [24, 24, 10, 8, 8]
+    with pytest.raises(ValueError, match="expected an end after the beginning"):
+        rank_budget(1, 24, 8, begin=5, end=5)
 
 
 def test_directions_that_matter_least_go_first_across_all_matrices():
