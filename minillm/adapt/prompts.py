@@ -14,6 +14,8 @@ Shapes: B batch, T time, P learned positions, C channels, L layers, K key/value 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -79,7 +81,7 @@ class Recorder:
         return k, v
 
 
-class Prompted(nn.Module):
+class Prompted(nn.Module, ABC):
     """A frozen model behind learned keys and values; subclasses say where these come from.
 
     Used like the model itself, for training and by `generate`: (B, T) tokens → (B, T, V) logits,
@@ -106,9 +108,9 @@ class Prompted(nn.Module):
     def device(self) -> torch.device:
         return self.base.device
 
+    @abstractmethod
     def keys_values(self) -> KeysValues:
         """For each layer, keys and values (1, K, P, D)."""
-        raise NotImplementedError
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None, **given) -> Tensor:
         return self.base.logits(self.hidden(tokens, cache, **given))
