@@ -30,6 +30,9 @@ from minillm.model.positions import (
     rope_angles,
 )
 
+# The matrices of a block that write into the residual stream.
+WRITERS = ("attention.out.weight", "mlp.down.weight", "experts.down", "shared.down.weight")
+
 
 class Transformer(nn.Module):
     """A stack of blocks between an embedding and an output (Vaswani et al. 2017).
@@ -71,16 +74,16 @@ class Transformer(nn.Module):
         """Draw all weights: every matrix N(0, 1/n) for its row length n, biases 0, norms 1.
 
         So every layer starts with outputs as loud as its inputs, at any width; GPT-2's fixed 0.02
-        is this rule at a width of 2,500, and drowns the embeddings of a small model. The two
-        matrices of a block that write into the residual stream are smaller by √(2·n_layers), so
-        that the stream does not grow with depth (Radford et al. 2019, §2.3).
+        is this rule at a width of 2,500, and drowns the embeddings of a small model. The matrices
+        of a block that write into the residual stream are smaller by √(2·n_layers), so that the
+        stream does not grow with depth (Radford et al. 2019, §2.3).
         """
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
                 weight.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
             std = 1 / math.sqrt(weight.shape[-1])
-            if name.endswith(("attention.out.weight", "mlp.down.weight", "experts.down")):
+            if name.endswith(WRITERS):
                 std /= math.sqrt(2 * self.config.n_layers)
             # Drawn on the CPU, so that a seed means the same model on every device.
             weight.copy_(torch.randn(weight.shape, generator=generator) * std)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import minillm
 from minillm.model.attention import attention, grouped_attention
 from minillm.model.cache import KVCache
-from minillm.model.config import ModelConfig, Rope, gpt2_config, llama_config
+from minillm.model.config import ModelConfig, MoE, Rope, gpt2_config, llama_config
 from minillm.model.masks import causal_mask, document_mask
 from minillm.model.positions import rope_angles, rotate
 from minillm.model.transformer import Transformer
@@ -190,3 +190,19 @@ def test_building_a_model_does_not_import_the_compiler():
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_all_that_writes_into_the_stream_starts_smaller_with_depth():
+    """By √(2·n_layers): attention, MLP, experts and shared expert; what reads does not."""
+    moe = MoE(4, 2, d_expert=64, d_shared=64, dense_layers=(0,))
+    config = llama_config(31, d_model=64, n_layers=8, n_heads=4, d_ff=64, moe=moe)
+    weights = dict(Transformer(config).named_parameters())
+    for name in (
+        "blocks.0.attention.out.weight",
+        "blocks.0.mlp.down.weight",
+        "blocks.1.mlp.experts.down",
+        "blocks.1.mlp.shared.down.weight",
+    ):
+        assert weights[name].std().item() == pytest.approx(1 / math.sqrt(64 * 16), rel=0.1), name
+    for name in ("blocks.0.attention.qkv.weight", "blocks.1.mlp.shared.gate_up.weight"):
+        assert weights[name].std().item() == pytest.approx(1 / math.sqrt(64), rel=0.1), name
