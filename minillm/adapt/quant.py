@@ -148,6 +148,10 @@ def quantize(weight: Tensor, format: Format) -> Quantized:
     Raises:
         ValueError: not a matrix, not finite, or columns that the group does not divide.
     """
+    if weight.dim() != 2 or not weight.isfinite().all():
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}: expected a matrix of finite numbers"
+        )
     grouped = group_columns(weight.detach().float(), format)  # (D, G, n) or (1, 1, D·C)
     if format.kind == "affine":
         offsets = grouped.amin(-1)
@@ -168,22 +172,31 @@ def quantize(weight: Tensor, format: Format) -> Quantized:
 
 def dequantize(quantized: Quantized) -> Tensor:
     """The matrix that the codes stand for: float32 (D, C)."""
-    format, codes = quantized.format, quantized.codes
-    if format.bits <= 4:
-        codes = unpack(codes)
-    values = group_columns(levels(format).to(codes.device)[codes.int()], format)
-    values = values * scale_values(quantized.scales)[..., None]
+    values = code_levels(quantized.codes, quantized.format)
+    grouped = group_columns(values, quantized.format)
+    grouped.mul_(scale_values(quantized.scales).float()[..., None])
     if quantized.offsets is not None:
-        values = values + scale_values(quantized.offsets)[..., None]
-    return values.reshape(codes.shape)
+        grouped.add_(scale_values(quantized.offsets).float()[..., None])
+    return values
+
+
+def code_levels(codes: Tensor, format: Format) -> Tensor:
+    """What the codes stand for, before scaling: float32 (D, C).
+
+    A byte of two codes is looked up whole, in a table of all 256 pairs of levels; the pair travels
+    as one number of 64 bits. Unpacking first takes ten times as long.
+    """
+    table = levels(format).to(codes.device)
+    if format.bits <= 4:
+        byte = torch.arange(256, device=codes.device)
+        table = F.pad(table, (0, 16 - len(table)))
+        table = torch.stack((table[byte & 15], table[byte >> 4]), dim=1).view(torch.int64)[:, 0]
+    values = table.index_select(0, codes.flatten().int())
+    return values.view(torch.float32).view(len(codes), -1)
 
 
 def group_columns(weight: Tensor, format: Format) -> Tensor:
-    """(D, C) → (D, G, columns of a group), or (1, 1, D · C) for one group in all."""
-    if weight.dim() != 2 or not weight.isfinite().all():
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}: expected a matrix of finite numbers"
-        )
+    """(D, C) → (D, G, columns of a group), or (1, 1, D · C) for one group in all; a view."""
     if format.group is None:
         return weight.reshape(1, 1, -1)
     n = format.group or weight.shape[1]
