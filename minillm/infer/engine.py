@@ -33,6 +33,7 @@ def generate(
     stop_tokens: Sequence[int] = (),
     sampler: Sampler | None = None,
     generator: torch.Generator | None = None,
+    cache_type: type[KVCache] = KVCache,
 ) -> list[list[int]]:
     """Continue every prompt; returns the new tokens of each, without the stop token.
 
@@ -44,6 +45,7 @@ def generate(
         stop_tokens: ids that end a row.
         sampler: default `Sampler()`, plain sampling; `Sampler(temperature=0)` is greedy.
         generator: where the rows' seeds come from; None takes them from the global generator.
+        cache_type: what holds the keys and values, such as `adapt.quant_cache.Int8Cache`.
 
     Raises:
         ValueError: an empty prompt, an id outside the vocabulary, or no room for the new tokens.
@@ -56,6 +58,7 @@ def generate(
         stop_tokens=stop_tokens,
         sampler=sampler,
         generator=generator,
+        cache_type=cache_type,
     ):
         continuations[row].append(token)
     return continuations
@@ -69,6 +72,7 @@ def stream(
     stop_tokens: Sequence[int] = (),
     sampler: Sampler | None = None,
     generator: torch.Generator | None = None,
+    cache_type: type[KVCache] = KVCache,
 ) -> Iterator[tuple[int, int]]:
     """Yield (row, token) as soon as each is chosen; arguments as for `generate`."""
     check_prompts(model, prompts, max_new_tokens)
@@ -76,7 +80,7 @@ def stream(
         return
     sampler = sampler or Sampler()
     uniforms = _uniforms(len(prompts), max_new_tokens, generator)
-    logits, cache = prefill(model, prompts, len_new=max_new_tokens)
+    logits, cache = prefill(model, prompts, len_new=max_new_tokens, cache_type=cache_type)
     histories = None
     if sampler.repetition_penalty != 1:
         histories = _histories(prompts, max_new_tokens, model.device)
@@ -102,7 +106,11 @@ def stream(
 
 @torch.inference_mode()
 def prefill(
-    model: Transformer, prompts: Sequence[Sequence[int]], *, len_new: int
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    len_new: int,
+    cache_type: type[KVCache] = KVCache,
 ) -> tuple[Tensor, KVCache]:
     """Read all prompts at once: logits (B, V) after each prompt's last token, and the cache.
 
@@ -113,7 +121,7 @@ def prefill(
     longest = int(lengths.max())
     tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
     dtype = next(model.parameters()).dtype
-    cache = KVCache(model.config, len(prompts), longest + len_new, model.device, dtype)
+    cache = cache_type(model.config, len(prompts), longest + len_new, model.device, dtype)
     hidden = model.hidden(tokens.to(model.device), cache=cache)  # (B, T, C)
     cache.advance(lengths)
     last = hidden[torch.arange(len(prompts), device=model.device), lengths - 1]

@@ -78,19 +78,28 @@ class KVCache:
             return self.lengths[:, None] + steps
         return self._lengths[0] + steps
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored, room that is still empty included."""
+        return self.keys.nbytes + self.values.nbytes
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (B, K, T, D) of one layer and return all it has: two of (B, K, S, D)."""
-        keys, values = self.keys[layer], self.values[layer]
-        n_new, reach = k.shape[2], self.reach(k.shape[2])
+        return self.write(self.keys[layer], k), self.write(self.values[layer], v)
+
+    def write(self, room: Tensor, new: Tensor) -> Tensor:
+        """Put ``new`` (B, K, T, D) behind each row's tokens in ``room`` (B, K, max_length, D).
+
+        Returns:
+            (B, K, S, D), a view: what is now in the room, up to the end of the longest row.
+        """
+        n_new, reach = new.shape[2], self.reach(new.shape[2])
         if self.is_ragged:
-            rows = torch.arange(self.batch_size, device=keys.device)[:, None]
-            positions = self.positions(n_new)
-            keys[rows, :, positions] = k.transpose(1, 2).to(keys.dtype)
-            values[rows, :, positions] = v.transpose(1, 2).to(values.dtype)
+            rows = torch.arange(self.batch_size, device=room.device)[:, None]
+            room[rows, :, self.positions(n_new)] = new.transpose(1, 2).to(room.dtype)
         else:
-            keys[:, :, reach - n_new : reach] = k
-            values[:, :, reach - n_new : reach] = v
-        return keys[:, :, :reach], values[:, :, :reach]
+            room[:, :, reach - n_new : reach] = new
+        return room[:, :, :reach]
 
     def advance(self, n: int | Tensor | list[int]) -> None:
         """Count the last ``n`` written tokens as real: one number, or one for each row."""
