@@ -14,12 +14,13 @@ Tensor legend: B batch, T time, C channels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from minillm.infer.sampling import Sampler
-from minillm.model.cache import KVCache
+from minillm.model.cache import KVCache, close_ranks
 from minillm.model.transformer import Transformer
 
 PADDING = -1  # in histories only; in the token batch itself padding is token 0 and never read
@@ -78,25 +79,73 @@ def stream(
     check_prompts(model, prompts, max_new_tokens)
     if not prompts:
         return
+    for step in steps(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_tokens=stop_tokens,
+        sampler=sampler,
+        generator=generator,
+        cache_type=cache_type,
+    ):
+        for row, token in zip(step.rows, step.tokens.tolist(), strict=True):
+            if token not in stop_tokens:
+                yield row, token
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new token for every row that is still going.
+
+    rows: which rows; rows[i] is what the other two hold at place i.
+    tokens: (b,) int64, stop tokens included.
+    logits: (b, V), from which the tokens were chosen.
+    """
+
+    rows: list[int]
+    tokens: Tensor
+    logits: Tensor
+
+
+def steps(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_tokens: Sequence[int] = (),
+    sampler: Sampler | None = None,
+    generator: torch.Generator | None = None,
+    cache_type: type[KVCache] = KVCache,
+    n_samples: int = 1,
+) -> Iterator[Step]:
+    """The loop behind `stream` and `rollout`: yields each step before computing the next.
+
+    With `n_samples` above 1 every prompt is read once and continued so many times: row
+    i · n_samples + j is sample j of prompt i. Other arguments as for `generate`.
+    """
     sampler = sampler or Sampler()
-    uniforms = _uniforms(len(prompts), max_new_tokens, generator)
+    uniforms = _uniforms(len(prompts) * n_samples, max_new_tokens, generator)
     logits, cache = prefill(model, prompts, len_new=max_new_tokens, cache_type=cache_type)
+    rows = list(range(len(prompts) * n_samples))  # rows[i] is what batch row i continues
+    if n_samples > 1:
+        copies = torch.tensor(rows, device=logits.device) // n_samples
+        cache.keep(copies)
+        logits = logits[copies]
     histories = None
     if sampler.repetition_penalty != 1:
         histories = _histories(prompts, max_new_tokens, model.device)
-    rows = list(range(len(prompts)))  # rows[i] is the prompt that batch row i continues
+        histories = histories.repeat_interleave(n_samples, dim=0)
 
     for step in range(max_new_tokens):
         tokens = sampler.choose(logits, uniforms[rows, step].to(logits.device), histories)
-        chosen = tokens.tolist()
-        going = [i for i, token in enumerate(chosen) if token not in stop_tokens]
-        for i in going:
-            yield rows[i], chosen[i]
+        yield Step(rows, tokens, logits)
+        going = [i for i, token in enumerate(tokens.tolist()) if token not in stop_tokens]
         if not going or step + 1 == max_new_tokens:
             return
         if histories is not None:
             histories[:, step - max_new_tokens] = tokens
         if len(going) < len(rows):
+            going = close_ranks(going)
             kept = torch.tensor(going, device=tokens.device)
             cache.keep(kept)
             tokens, rows = tokens[kept], [rows[i] for i in going]

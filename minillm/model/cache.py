@@ -114,9 +114,33 @@ class KVCache:
         self._lengths = lengths
 
     def keep(self, rows: Tensor) -> None:
-        """Drop finished rows: keep those named by indices (B',) or by a boolean mask (B,)."""
+        """Drop finished rows: keep those named by indices (B',) or by a boolean mask (B,).
+
+        An index may occur twice. A row that stays where it is costs nothing (see `close_ranks`),
+        unless the batch grows.
+        """
         rows = torch.as_tensor(rows, device=self.keys.device)
         if rows.dtype == torch.bool:
             rows = rows.nonzero().flatten()
+        sources = rows.tolist()
+        if len(sources) <= self.batch_size:
+            moved = [to for to, source in enumerate(sources) if source != to]
+            with torch.inference_mode(self.keys.is_inference()):  # or it may not write in place
+                for room in (self.keys, self.values):
+                    room[:, moved] = room[:, rows[moved]]
+            rows = slice(len(sources))
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self._lengths = [self._lengths[i] for i in rows.tolist()]
+        self._lengths = [self._lengths[i] for i in sources]
+
+
+def close_ranks(going: list[int]) -> list[int]:
+    """Reorder the ascending rows that go on so that the last ones fill the gaps.
+
+    [0, 2, 3, 5] → [0, 5, 2, 3]: three rows of a cache can stay where they are, and one moves.
+    """
+    staying = [i for i in going if i < len(going)]
+    movers = going[len(staying) :]
+    order = list(range(len(going)))
+    for gap in sorted(set(order) - set(staying)):
+        order[gap] = movers.pop()
+    return order

@@ -9,6 +9,7 @@ from minillm.infer import engine
 from minillm.infer.beam import beam_search
 from minillm.infer.engine import generate, stream
 from minillm.infer.sampling import Sampler
+from minillm.model.cache import KVCache, close_ranks
 from minillm.model.config import gpt2_config, llama_config
 from minillm.model.transformer import Transformer
 
@@ -119,6 +120,29 @@ def test_finished_rows_leave_the_batch(model, monkeypatch):
     # A row takes part in a step for every token it went on from.
     assert sum(batch_sizes) == sum(map(len, rows))
     assert batch_sizes[-1] < 3
+
+
+@pytest.mark.parametrize("rows", [[0, 5, 2, 3], [4, 5], [0, 1], [5, 0, 0], [0, 1] * 4, []])
+def test_a_cache_keeps_exactly_the_rows_it_is_told_to(model, rows):
+    """Fewer than before or more, in inference mode or not."""
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            cache = KVCache(model.config, 6, 9)
+            cache.keys.copy_(torch.randn(cache.keys.shape, generator=rng()))
+            cache.values.copy_(torch.randn(cache.values.shape, generator=rng(1)))
+            cache.advance([1, 2, 3, 4, 5, 6])
+            keys, values = cache.keys.clone(), cache.values.clone()
+        cache.keep(torch.tensor(rows, dtype=torch.int64))
+        assert torch.equal(cache.keys, keys[:, rows])
+        assert torch.equal(cache.values, values[:, rows])
+        assert cache.lengths.tolist() == [row + 1 for row in rows]
+
+
+def test_closing_ranks_moves_only_the_last_rows():
+    assert close_ranks([0, 2, 3, 5]) == [0, 5, 2, 3]
+    assert close_ranks([4, 5]) == [5, 4]
+    assert close_ranks([0, 1]) == [0, 1]
+    assert close_ranks([]) == []
 
 
 def test_stream_hands_out_each_token_before_computing_the_next(model, monkeypatch):
