@@ -39,7 +39,7 @@ def some_tokens(*shape, seed=0):
 def test_codes_are_those_of_absmax_quantisation_row_by_row():
     x = torch.randn(3, 2, 5, 8, generator=torch.Generator().manual_seed(0))
     x[:, 1] *= 100
-    x[1, 0, 2] = 0  # an empty slot: scale 0, and no division by it
+    x[1, 0, 2] = 0  # an empty slot: its scale is 0
     codes, scales = int8_heads(x)
     expected = dequantize(quantize(x.reshape(-1, 8), Format("absmax", 8, 0)))
     assert codes.dtype == torch.int8
@@ -120,7 +120,15 @@ def test_generate_takes_it_and_writes_what_the_plain_cache_writes(model):
     free = generate(model, prompts, **settings)
     settings["stop_tokens"] = [free[0][3]]
     exact = generate(model, prompts, **settings)
-    assert generate(model, prompts, **settings, cache_type=Int8Cache) == exact
+    appended = []
+
+    class Watched(Int8Cache):
+        def append(self, layer, k, v):
+            appended.append(k.shape)
+            return super().append(layer, k, v)
+
+    assert generate(model, prompts, **settings, cache_type=Watched) == exact
+    assert len({shape[0] for shape in appended}) > 1  # it was used, and rows have left
 
 
 def test_it_refuses_what_the_plain_cache_refuses():
