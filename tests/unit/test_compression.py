@@ -6,19 +6,33 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
-from minillm.adapt.distill import agreement, distillation_loss, forward_kl, reverse_kl
+from minillm.adapt.distill import (
+    agreement,
+    distillation_loss,
+    distilling,
+    forward_kl,
+    matching,
+    own_texts,
+    reverse_kl,
+    written,
+)
 from minillm.adapt.low_rank import factor, factorised, rank_for_error, worthwhile_rank
 from minillm.adapt.prune import (
     apply_masks,
     drop_heads,
     drop_layers,
+    hold_masks,
     keep_share,
     keep_two_of_four,
     magnitude,
     wanda,
 )
+from minillm.data.packing import IGNORE, Batch
+from minillm.infer.engine import generate
+from minillm.infer.sampling import Sampler
 from minillm.model.config import gpt2_config, llama_config
 from minillm.model.transformer import Transformer
+from minillm.train.loop import accumulate_gradients, train
 
 TOKENS = torch.randint(0, 31, (3, 7), generator=torch.Generator().manual_seed(0))
 
@@ -85,6 +99,23 @@ def test_masks_are_applied_or_refused(problem):
         apply_masks(model, {"0": mask.float()})
     with pytest.raises(ValueError, match=r"sparsity=1\.5"):
         keep_share(mask.float(), 1.5)
+
+
+def test_pruned_weights_stay_away_while_the_others_learn():
+    model = randomised(gpt2_config(31, d_model=12, n_layers=1, n_heads=3, max_length=9))
+    name = "blocks.0.mlp.up"
+    mask = keep_share(magnitude(model.get_submodule(name).weight), 0.5)
+    handles = hold_masks(model, {name: mask})
+    batch = Batch(TOKENS, TOKENS.roll(-1, 1))
+    before = model.get_submodule(name).weight.detach().clone()
+    train(model, [batch] * 3, steps=3, lr=0.1, weight_decay=0.5, progress=False)
+    after = model.get_submodule(name).weight.detach()
+    assert (after[~mask] == 0).all()
+    assert (after[mask] != before[mask]).all()
+    for handle in handles:
+        handle.remove()
+    train(model, [batch], steps=1, lr=0.1, progress=False)
+    assert (model.get_submodule(name).weight[~mask] != 0).any()
 
 
 @pytest.mark.parametrize("make", [gpt2_config, llama_config])
@@ -210,3 +241,68 @@ def test_distillation_refuses(changes, words):
     given = {"student_logits": torch.zeros(1, 2, 3), "teacher_logits": torch.zeros(1, 2, 3)}
     with pytest.raises(ValueError, match=words):
         distillation_loss(**{**given, "targets": torch.zeros(1, 2).long(), **changes})
+
+
+@pytest.fixture
+def pair():
+    """A teacher and a smaller student of the same vocabulary."""
+    teacher = randomised(gpt2_config(31, d_model=12, n_layers=2, n_heads=3, max_length=40))
+    student = randomised(gpt2_config(31, d_model=8, n_layers=1, n_heads=2, max_length=40))
+    return teacher, student
+
+
+def test_what_a_model_writes_is_what_it_learns(pair):
+    """Each row is a prompt, its continuation, and the end only where the model chose it."""
+    teacher, _ = pair
+    prompts = [[5], [7, 8, 9], [3, 4]] * 4
+    settings = {"max_new_tokens": 6, "sampler": Sampler(temperature=2.0)}
+    seeded = [torch.Generator().manual_seed(3) for _ in range(2)]
+    batch = written(teacher, prompts, end_token=2, generator=seeded[0], **settings)
+    texts = generate(teacher, prompts, stop_tokens=(2,), generator=seeded[1], **settings)
+    assert {len(text) == 6 for text in texts} == {True, False}  # some end early, some are cut off
+    for prompt, text, tokens, targets in zip(
+        prompts, texts, batch.tokens.tolist(), batch.targets.tolist(), strict=True
+    ):
+        row = [*prompt, *text] + [2] * (len(text) < 6)
+        assert tokens[: len(row) - 1] == row[:-1]
+        learned = row[len(prompt) :]
+        before, after = len(prompt) - 1, len(targets) - len(row) + 1
+        assert targets == [IGNORE] * before + learned + [IGNORE] * after
+
+
+def test_own_texts_come_from_the_model_as_it_is_now(pair):
+    _, student = pair
+    generator = torch.Generator().manual_seed(0)
+    texts = own_texts(
+        student, lambda: [[1]] * 3, max_new_tokens=5, end_token=2, generator=generator
+    )
+    next(texts)
+    with torch.no_grad():  # from now on it only ever says 9
+        student.unembed.weight.zero_()
+        student.norm.weight.zero_()
+        student.norm.bias.fill_(1.0)
+        student.unembed.weight[9] = 100.0
+    assert next(texts).targets.tolist() == [[9] * 5] * 3
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
+def test_matching_counts_each_position_once_and_moves_only_the_student(pair, divergence):
+    teacher, student = pair
+    targets = TOKENS.roll(-1, 1).index_fill(1, torch.tensor([2, 6]), IGNORE)
+    batch = Batch(TOKENS, targets)
+    loss, n = matching(teacher, divergence)(student, batch)
+    logits = [model(TOKENS)[targets != IGNORE] for model in (student, teacher)]
+    assert n == len(logits[0]) == 15
+    torch.testing.assert_close(loss, divergence(*logits).sum())
+    accumulate_gradients(student, [batch], matching(teacher, divergence))
+    assert all(p.grad is None for p in teacher.parameters())
+    assert matching(student, divergence)(student, batch)[0].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_distilling_is_the_summed_loss_on_what_the_teacher_thinks(pair):
+    teacher, student = pair
+    batch = Batch(TOKENS, TOKENS.roll(-1, 1).index_fill(1, torch.tensor([0]), IGNORE))
+    loss, n = distilling(teacher, temperature=3.0, weight=0.25)(student, batch)
+    mean = distillation_loss(student(TOKENS), teacher(TOKENS), batch.targets, 3.0, 0.25)
+    assert n == 18
+    torch.testing.assert_close(loss, 18 * mean)
