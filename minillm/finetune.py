@@ -1,8 +1,9 @@
 """Fine-tune a chat model on your own conversations, on a laptop.
 
     python -m minillm.finetune smollm2 chats.jsonl my-adapters
-    python -m minillm.finetune smollm2 chats.jsonl my-adapters --four-bit --steps 100
+    python -m minillm.finetune smollm2 chats.jsonl my-adapters --four-bit --gguf mine.gguf
     python -m minillm.chat smollm2 --adapters my-adapters
+    python -m minillm.chat mine.gguf
 
 Each line of the file is one conversation:
 {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
@@ -16,14 +17,17 @@ import torch
 
 import minillm
 from minillm.adapt.finetune import EVERYWHERE, finetune
+from minillm.adapt.gguf_files import save_gguf
 from minillm.adapt.lora_files import save_adapters
-from minillm.adapt.quant_model import packed_smollm2
+from minillm.adapt.quant_model import dequantize_linears, packed_smollm2
 from minillm.adapt.sft import read_chats
 from minillm.adapt.wrap import merge, remove_adapters
 from minillm.data.assets import AssetError
 from minillm.infer.chat import Chat
 from minillm.infer.sampling import Sampler
 from minillm.model import hf
+from minillm.model.transformer import Transformer
+from minillm.train.recompute import checkpoint_blocks
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +56,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-tokens", type=int, default=512, help="where conversations are cut")
     p.add_argument("--ask", help="compare answers to this (default: the file's first question)")
     p.add_argument("--four-bit", action="store_true", help="QLoRA: keep smollm2 in 4 bits")
+    p.add_argument(
+        "--save-memory", action="store_true", help="recompute activations: slower, for long texts"
+    )
     p.add_argument("--export", type=Path, help="also write the merged model, as a folder")
+    p.add_argument("--gguf", type=Path, help="also write it in 4 bits, as one file for llama.cpp")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     return p
@@ -61,15 +69,21 @@ def parser() -> argparse.ArgumentParser:
 def run(given: argparse.Namespace) -> None:
     """Check what is cheap, load, answer, train, answer again, save."""
     chats = read_chats(given.chats)
-    if given.four_bit and (given.model != "smollm2" or given.export):
-        raise ValueError("--four-bit is for smollm2, and a quantised model cannot be exported")
+    if given.four_bit and given.model != "smollm2":
+        raise ValueError("--four-bit is for smollm2, which is published in 4 bits")
     for folder in (given.adapters, given.export):
         if folder is not None and folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty; choose a new folder")
+    if given.gguf is not None and given.gguf.exists():
+        raise ValueError(f"{given.gguf} exists; choose another name")
     device = minillm.device(given.device)
     model, tokenizer = packed_smollm2() if given.four_bit else hf.from_pretrained(given.model)
     family = hf.family_of(given.model)
+    if given.gguf and family != "llama":
+        raise ValueError(f"--gguf is for the Llama family, and {given.model} is a {family}")
     model.to(device)
+    if given.save_memory:
+        checkpoint_blocks(model)
     first = next((text for role, text in chats[0] if role == "user"), "Hello")
     question = given.ask or first
     print(f"{len(chats)} conversations\nyou> {question}")
@@ -88,11 +102,21 @@ def run(given: argparse.Namespace) -> None:
     print(f"loss {history.losses[0]:.3f} → {history.losses[-1]:.3f} in {history.seconds:.0f} s")
     save_adapters(model, given.adapters, family, EVERYWHERE)
     print(f"saved: python -m minillm.chat {given.model} --adapters {given.adapters}")
+    if given.export or given.gguf:
+        merge_for_good(model)
     if given.export:
-        merge(model)
-        remove_adapters(model)
         hf.to_huggingface(model, given.export, family, tokenizer)
         print(f"merged: python -m minillm.chat {given.export}")
+    if given.gguf:
+        save_gguf(model, given.gguf, tokenizer)
+        print(f"4 bits: python -m minillm.chat {given.gguf}")
+
+
+def merge_for_good(model: Transformer) -> None:
+    """The plain float32 model that computes the same, in place."""
+    dequantize_linears(model)
+    merge(model)
+    remove_adapters(model)
 
 
 def answer(model, tokenizer, question: str) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from minillm.adapt.lora import LoRA, add_lora
 from minillm.adapt.sft import Example, Messages, encode_chat, padded_batches
-from minillm.data.packing import Batch
+from minillm.data.packing import IGNORE, Batch
 from minillm.data.tokenizer import Tokenizer
 from minillm.infer.chat import Template, find_template
 from minillm.model.transformer import Transformer
 from minillm.train.loop import History, train
+from minillm.train.losses import next_token_loss
 
 # Every matrix of a block: more places to learn at a rank that costs little (QLoRA, §4).
 EVERYWHERE = LoRA(
@@ -68,7 +70,24 @@ def finetune(
         )
     add_lora(model, lora, generator)
     batches = endless(examples, min(batch_size, len(examples)), generator)
-    return train(model, batches, steps=steps, lr=lr, weight_decay=0.0, progress=progress)
+    return train(
+        model, batches, steps=steps, lr=lr, weight_decay=0.0, loss_fn=answer_loss, progress=progress
+    )
+
+
+def answer_loss(model: Transformer, batch: Batch) -> tuple[Tensor, int]:
+    """As `train.loop.token_loss`, with logits only where something is learned.
+
+    A question has no targets, and a position's logits are as long as the vocabulary: leaving them
+    out saves a good part of a step's time and memory.
+    """
+    learned = batch.targets != IGNORE  # (B, T)
+    if batch.documents is None:
+        hidden = model.hidden(batch.tokens)  # (B, T, C)
+    else:
+        hidden = model.hidden(batch.tokens, documents=batch.documents)
+    logits = model.logits(hidden[learned])  # (N, V)
+    return next_token_loss(logits, batch.targets[learned], reduction="sum"), len(logits)
 
 
 def cut(example: Example, max_tokens: int) -> Example:

@@ -46,6 +46,20 @@ def quantize_linears(model: nn.Module, format: Format, targets: Iterable[str]) -
         model.set_submodule(name, layer)
 
 
+@torch.no_grad()
+def dequantize_linears(model: nn.Module) -> None:
+    """Replace all quantised layers by plain float32 ones of the same weights, in place.
+
+    Also under adapters, which can then be merged.
+    """
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, QuantLinear):
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            plain.weight = nn.Parameter(layer.weight, requires_grad=False)
+            plain.bias = None if layer.bias is None else nn.Parameter(layer.bias, False)
+            model.set_submodule(name, plain)
+
+
 def packed_gguf(file: GGUF) -> Transformer:
     """The model of a Llama-family GGUF file with its 4-bit layers as they are stored.
 

@@ -10,6 +10,7 @@ import binascii
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from minillm.data.bpe import (
     SMOLLM_PATTERN,
     Merge,
     Pattern,
+    stages,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 _TABLE = str.maketrans({chr(byte): char for byte, char in BYTE_TO_CHAR.items()})
 # Tokenizers named in GGUF files whose pre-tokenisation we know.
 _GGUF_PATTERNS = {"smollm": SMOLLM_PATTERN, "gpt-2": GPT2_PATTERN}
-_CONTROL = 3  # token type of special tokens in GGUF
+_NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # types of tokens in GGUF; special tokens are control
 
 
 def to_chars(token: bytes) -> str:
@@ -255,6 +257,40 @@ def read_gguf_metadata(metadata: Mapping[str, Any], name: str | None = None) -> 
         "end_of_text": None if end is None else entries[end],
         "name": name or metadata.get("general.name", "gguf"),
     }
+
+
+def gguf_metadata(tokenizer: "Tokenizer", n_tokens: int) -> dict[str, object]:
+    """The `tokenizer.ggml.*` entries of a GGUF file; the inverse of `read_gguf_metadata`.
+
+    Args:
+        n_tokens: rows of the model's embedding; ids without a token are listed as unused.
+
+    Raises:
+        ValueError: text is cut in a way that has no name in GGUF files.
+    """
+    names = [
+        name for name, pattern in _GGUF_PATTERNS.items() if stages(pattern) == tokenizer.pattern
+    ]
+    if not names:
+        raise ValueError(
+            f"tokenizer {tokenizer.name!r} cuts text in a way that has no name in GGUF files; "
+            f"known are {list(_GGUF_PATTERNS)}"
+        )
+    entries = {i: (f"[unused{i}]", _UNUSED) for i in range(n_tokens)}
+    entries |= {i: (to_chars(token), _NORMAL) for token, i in tokenizer.tokens.items()}
+    entries |= {i: (special, _CONTROL) for special, i in tokenizer.special_tokens.items()}
+    field = "tokenizer.ggml."
+    about = {
+        field + "model": "gpt2",
+        field + "pre": names[0],
+        field + "tokens": [entries[i][0] for i in sorted(entries)],
+        field + "token_type": [entries[i][1] for i in sorted(entries)],
+        field + "merges": [f"{to_chars(a)} {to_chars(b)}" for a, b in tokenizer.merges],
+        field + "add_bos_token": False,
+    }
+    with suppress(ValueError):  # a tokenizer may have no such token
+        about[field + "eos_token_id"] = tokenizer.end_of_text
+    return about
 
 
 # Shared ---------------------------------------------------------------------------------------

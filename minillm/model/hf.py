@@ -381,6 +381,16 @@ def half_split(weight: Tensor, n_heads: int) -> Tensor:
     )
 
 
+def interleaved(weight: Tensor, n_heads: int) -> Tensor:
+    """Undo `half_split`: the order in which GGUF holds the rows of q and k."""
+    rows, columns = weight.shape
+    return (
+        weight.reshape(n_heads, 2, rows // n_heads // 2, columns)
+        .swapaxes(1, 2)
+        .reshape(rows, columns)
+    )
+
+
 def smollm2() -> tuple[Transformer, Tokenizer]:
     """SmolLM2-135M-Instruct (Allal et al. 2025): real weights in our Transformer, its tokenizer.
 

@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from minillm import chat, finetune
-from minillm.adapt.finetune import cut, endless
+from minillm.adapt.finetune import answer_loss, cut, endless
 from minillm.adapt.finetune import finetune as finetune_model
 from minillm.adapt.lora_files import load_adapters
-from minillm.adapt.sft import Example
+from minillm.adapt.sft import Example, encode_chat, pack, pad
 from minillm.adapt.wrap import merge, trainable
+from minillm.data.bpe import GPT2_PATTERN
 from minillm.data.tokenizer import Tokenizer
+from minillm.infer.chat import find_template
 from minillm.model import hf
 from minillm.model.config import llama_config
 from minillm.model.transformer import Transformer
+from minillm.train.loop import accumulate_gradients, token_loss
 
 CHATS = [[("user", "What is it?"), ("assistant", "It is tea.")]] * 3
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -23,12 +26,19 @@ SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(["What is it? It is tea. user assistant"], 270, special_tokens=SPECIALS)
+    text = "What is it? It is tea. user assistant"
+    return Tokenizer.train([text], 270, special_tokens=SPECIALS, pattern=GPT2_PATTERN)
 
 
 def tiny(tokenizer):
     config = llama_config(
-        tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, max_length=256
+        tokenizer.vocab_size,
+        d_model=32,
+        n_layers=2,
+        n_heads=2,
+        n_kv_heads=1,
+        d_ff=96,
+        max_length=256,
     )
     return Transformer(config, torch.Generator().manual_seed(0))
 
@@ -64,6 +74,21 @@ def test_a_seed_means_the_same_adapters(tokenizer):
     assert run(1) == run(1) != run(2)
 
 
+@pytest.mark.parametrize("packed_rows", [False, True])
+def test_leaving_out_unlearned_logits_changes_no_gradient(tokenizer, packed_rows):
+    template = find_template(tokenizer)
+    longer = [("user", "Is it?"), ("assistant", "It is."), ("user", "Tea?"), ("assistant", "Tea.")]
+    examples = [encode_chat(chat, template, tokenizer) for chat in (CHATS[0], longer)]
+    batch = pack(examples, 64) if packed_rows else pad(examples)
+    model = tiny(tokenizer)
+    results = []
+    for loss_fn in (token_loss, answer_loss):
+        loss, n = accumulate_gradients(model, [batch], loss_fn)
+        results.append((loss, n, torch.cat([p.grad.flatten() for p in model.parameters()])))
+    assert results[0][1] == results[1][1] == sum(t >= 0 for e in examples for t in e.targets)
+    torch.testing.assert_close(results[1], results[0])
+
+
 def test_every_epoch_holds_every_conversation():
     examples = [Example([i], [i]) for i in range(5)]
     batches = endless(examples, 2, torch.Generator().manual_seed(0))
@@ -80,7 +105,8 @@ def test_what_is_cut_off_cannot_be_learned(tokenizer):
 
 def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys, monkeypatch):
     arguments = [str(folder / name) for name in ("model", "chats.jsonl", "adapters")]
-    options = ["--steps", "40", "--lr", "0.02", "--export", str(folder / "merged")]
+    options = ["--steps", "40", "--lr", "0.02", "--save-memory"]
+    options += ["--export", str(folder / "merged"), "--gguf", str(folder / "mine.gguf")]
     assert finetune.main([*arguments, *options, "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "after> It is tea." in out
@@ -93,7 +119,8 @@ def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys,
     merged = hf.from_huggingface(folder / "merged")
     torch.testing.assert_close(merged(tokens), adapted(tokens), rtol=1e-4, atol=1e-5)
 
-    for model, extra in (("model", ["--adapters", str(folder / "adapters")]), ("merged", [])):
+    adapters = ["--adapters", str(folder / "adapters")]
+    for model, extra in (("model", adapters), ("merged", []), ("mine.gguf", [])):
         monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n"))
         status = chat.main([str(folder / model), *extra, "--temperature", "0", "--device", "cpu"])
         assert (status, capsys.readouterr().out.strip()) == (0, "It is tea.")
@@ -104,6 +131,7 @@ def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys,
     [
         ({"chats": "absent.jsonl"}, "No such file"),
         ({"options": ["--four-bit"]}, "--four-bit is for smollm2"),
+        ({"options": ["--gguf", "CHATS"]}, "chats.jsonl exists; choose another name"),
         ({"adapters": "model"}, "is not empty; choose a new folder"),
         ({"model": "absent"}, "no model"),
         ({"options": ["--steps", "0"]}, "steps=0"),
@@ -111,7 +139,7 @@ def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys,
 )
 def test_the_command_refuses_in_one_line(folder, capsys, change, words):
     names = {"model": "model", "chats": "chats.jsonl", "adapters": "adapters", **change}
-    options = names.pop("options", [])
+    options = [o.replace("CHATS", str(folder / "chats.jsonl")) for o in names.pop("options", [])]
     paths = [str(folder / name) for name in names.values()]
     assert finetune.main([*paths, *options, "--device", "cpu"]) == 2
     err = capsys.readouterr().err
