@@ -102,8 +102,7 @@ def sample_task(
             a model understands words it was not tuned on.
     """
     words = _sample_words(generator)
-    clause = ", then ".join(_clause(name, generator, phrasings) for name in kind)
-    listed = " ".join(words)
+    clause, listed = _request(kind, generator, phrasings), " ".join(words)
     frames = (
         f"{clause}: {listed}",
         f"please {clause}: {listed}",
@@ -157,28 +156,38 @@ def documents(
 ) -> list[str]:
     """Plain text about the steps, with no instruction that is followed by its answer.
 
-    Four of five tell of a list and of what becomes of it; every fifth is a sheet of three or four
-    instructions, one a line, with nothing in between. Whoever reads them learns what all the words
-    mean, and that after an instruction comes the next one.
+    Two of five tell of a list and of what becomes of it, two of five of a step and of what it does
+    with lists; every fifth is a sheet of three or four instructions, one a line, with nothing in
+    between. Whoever reads them learns what all the words mean, and that after an instruction comes
+    the next one.
 
     Raises:
         ValueError: n is negative, or there are no kinds.
     """
     if n < 0 or not kinds:
         raise ValueError(f"n={n} documents about {len(kinds)} kinds: expected 0 or more, of some")
-    write = (_sheet, _account, _account, _account, _account)
+    write = (_sheet, _of_a_list, _of_a_list, _of_a_step, _of_a_step)
     return [_pick(write, generator)(kinds, generator) for _ in range(n)]
 
 
-def _account(kinds: Sequence[Kind], generator: torch.Generator | None) -> str:
-    """A list, and what it becomes in three ways."""
+def _of_a_list(kinds: Sequence[Kind], generator: torch.Generator | None) -> str:
+    """One list, and what three steps make of it."""
     words = _sample_words(generator)
     text = f"Take {' '.join(words)}."
     for _ in range(3):
         kind = _pick(kinds, generator)
-        clause = ", then ".join(_clause(name, generator, range(4)) for name in kind)
-        text += f" If you {clause}, you get: {' '.join(solve(kind, words))}."
+        answer = " ".join(solve(kind, words))
+        text += f" If you {_request(kind, generator)}, you get: {answer}."
     return text
+
+
+def _of_a_step(kinds: Sequence[Kind], generator: torch.Generator | None) -> str:
+    """One kind of step, and what it makes of three lists."""
+    kind, shown = _pick(kinds, generator), []
+    for _ in range(3):
+        words = _sample_words(generator)
+        shown.append(f"{' '.join(words)} becomes: {' '.join(solve(kind, words))}")
+    return f"If you {_request(kind, generator)}, {', '.join(shown)}."
 
 
 def _sheet(kinds: Sequence[Kind], generator: torch.Generator | None) -> str:
@@ -190,6 +199,12 @@ def _sheet(kinds: Sequence[Kind], generator: torch.Generator | None) -> str:
 def _sample_words(generator: torch.Generator | None) -> tuple[str, ...]:
     chosen = torch.randperm(len(NOUNS), generator=generator)[: 3 + _below(3, generator)]
     return tuple(NOUNS[i] for i in chosen.tolist())
+
+
+def _request(
+    kind: Kind, generator: torch.Generator | None, phrasings: Sequence[int] = range(4)
+) -> str:
+    return ", then ".join(_clause(name, generator, phrasings) for name in kind)
 
 
 def _clause(name: str, generator: torch.Generator | None, phrasings: Sequence[int]) -> str:
