@@ -81,15 +81,23 @@ class Attention(nn.Module):
     def heads(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D), turned by RoPE where it is used."""
         B, T, _ = x.shape
-        q, k, v = self.qkv(x).split(self.sizes, dim=-1)
-        if self.qk_norm == "all":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in (q, k, v))
-        if self.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
+        *qk_sizes, v_size = self.sizes
+        qk, v = self.qkv(x).split([sum(qk_sizes), v_size], dim=-1)
+        if self.qk_norm != "none":
+            qk = self.normalise(*qk.split(qk_sizes, dim=-1))
+        qk, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in (qk, v))
         if self.rotates and rotation is not None:
-            q, k = self.rotate(q, *rotation), self.rotate(k, *rotation)
-        return [q, k, v]
+            qk = self.rotate(qk, *rotation)
+        return [*qk.split([self.n_heads, self.n_kv_heads], dim=1), v]
+
+    def normalise(self, q: Tensor, k: Tensor) -> Tensor:
+        """Queries (B, T, H·D) and keys (B, T, K·D), each of length √n, side by side again."""
+        if self.qk_norm == "head":
+            q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.qk_norm == "head":
+            q, k = q.flatten(-2), k.flatten(-2)
+        return torch.cat((q, k), dim=-1)
 
 
 class CrossAttention(nn.Module):

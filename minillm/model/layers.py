@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,8 +33,51 @@ def make_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
     """The normalisation over the last axis (``width``, default d_model) of this configuration."""
     width = config.d_model if width is None else width
     if config.norm == "rms":
-        return nn.RMSNorm(width, eps=config.norm_eps)
+        return RMSNorm(width, eps=config.norm_eps)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.norm_bias)
+
+
+class RMSNorm(nn.RMSNorm):
+    """`nn.RMSNorm`, in a few steps of its own where PyTorch has no fused kernel: on CPUs.
+
+    (…, C) → (…, C): each position divided by its root mean square, then by channel weights
+    (Zhang and Sennrich 2019, eq. 4).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return super().forward(x)
+        if torch.is_grad_enabled():
+            return FewStepsRMSNorm.apply(x, self.weight, self.eps)
+        return (x * inverse_rms(x, self.eps)).mul_(self.weight)
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / √(mean of the squares + eps) over the last axis: (…, C) → (…, 1)."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+class FewStepsRMSNorm(torch.autograd.Function):
+    """RMSNorm with a backward pass that borrows layer norm's fused kernel: a third of the time."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = inverse_rms(x, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        # Layer norm with a mean of 0 is RMSNorm, but its gradient also loses its own mean: what
+        # the subtraction of the mean would take away. We put it back.
+        dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient, x, weight.shape, torch.zeros_like(scale), scale, weight, None,
+            [True, True, False],
+        )  # fmt: skip
+        lost = torch.matmul(gradient, weight)[..., None].mul_(scale).div_(x.shape[-1])
+        return dx.add_(lost), dweight, None
 
 
 class MLP(nn.Module):

@@ -100,9 +100,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     n = 2 * cos.shape[-1]
     if n < x.shape[-1]:
         return torch.cat((rotate(x[..., :n], cos, sin), x[..., n:]), dim=-1)
-    a, b = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    cos, sin = torch.cat((cos, cos), dim=-1).to(x.dtype), torch.cat((-sin, sin), dim=-1).to(x.dtype)
+    partners = x.roll(n // 2, dims=-1)  # (a, b) → (b, a)
+    return torch.addcmul(x * cos, partners, sin)  # (a cos − b sin, b cos + a sin)
 
 
 def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

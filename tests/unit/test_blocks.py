@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from minillm.model.blocks import make_block
 from minillm.model.config import ModelConfig, llama_config
-from minillm.model.layers import GatedMLP, make_mlp, make_norm
+from minillm.model.layers import GatedMLP, RMSNorm, make_mlp, make_norm
 from minillm.model.masks import View
 from minillm.model.transformer import Transformer
 
@@ -123,6 +123,25 @@ def test_rms_norm_divides_by_the_root_mean_square_under_which_eps_stands():
     assert not hasattr(norm, "bias") or norm.bias is None
     assert make_norm(replace(CONFIG, norm_bias=False)).bias is None
     assert make_norm(CONFIG, width=5).normalized_shape == (5,)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 3, 4, 64), (1, 1)])
+def test_rms_norm_and_its_gradients_equal_those_of_torch(shape):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(*shape, generator=generator).transpose(0, 1).requires_grad_()
+    gradient = torch.randn(x.shape, generator=generator)
+    norm = RMSNorm(x.shape[-1], eps=0.1)
+    with torch.no_grad():
+        norm.weight.normal_(generator=generator)
+        without_gradients = norm(x)
+    exact = F.rms_norm(x.double(), x.shape[-1:], norm.weight.double(), 0.1)
+    torch.testing.assert_close(norm(x), exact.float())
+    torch.testing.assert_close(without_gradients, exact.float())
+    ours = torch.autograd.grad(norm(x), (x, norm.weight), gradient)
+    theirs = torch.autograd.grad(exact, (x, norm.weight), gradient.double())
+    for got, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert norm.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_a_gated_mlp_is_by_default_as_large_as_a_plain_one():
