@@ -22,8 +22,10 @@ class TensorMemory(TorchDispatchMode):
             loss(model(tokens)).backward()
         memory.peak, memory.live
 
-    What a single operation uses inside and drops again is not seen. Counting slows small
-    operations down.
+    What a single operation uses inside and drops again is not seen, and what lies in a file
+    (`torch.from_file`) takes no memory. On the meta device, where tensors have shapes and no
+    numbers, the bytes count that they would take: a step of any model is measured in seconds.
+    Counting slows small operations down.
 
     Args:
         held: models and tensors that exist before, and count from the start.
@@ -53,7 +55,7 @@ class TensorMemory(TorchDispatchMode):
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key = storage._cdata
-            if key not in self._known:
+            if key not in self._known and not storage.filename:
                 self._known.add(key)
                 self._change(storage.nbytes())
                 weakref.finalize(storage, self._drop, key, storage.nbytes()).atexit = False

@@ -50,3 +50,23 @@ def test_an_optimiser_holds_two_numbers_to_each_weight():
         optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
         optimizer.step()
     assert memory.live - 3 * 4 * 10_000 in range(64)  # and a counter of steps
+
+
+def test_what_lies_in_a_file_takes_no_memory(tmp_path):
+    paged = torch.from_file(str(tmp_path / "numbers"), shared=True, size=1000)
+    with TensorMemory(paged) as memory:
+        paged.add_(1)
+        assert memory.live == 0
+        paged + 1
+    assert memory.peak == 4000
+
+
+def test_shapes_alone_are_measured_as_if_they_held_numbers():
+    def peak(device):
+        with torch.device(device):
+            layer, x = nn.Linear(20, 20), torch.ones(3, 20)
+        with TensorMemory(layer) as memory:
+            layer(x).square().sum().backward()
+        return memory.peak
+
+    assert peak("meta") == peak("cpu") > 4 * 2 * 420
