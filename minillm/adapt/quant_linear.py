@@ -65,8 +65,9 @@ class FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, layer: QuantLinear) -> Tensor:
         ctx.layer = layer
-        bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        return F.linear(x, layer.weight.to(x.dtype), bias)
+        y = F.linear(x, layer.weight.to(x.dtype))
+        # Added here, because the fused form gives a view, and adapters could not write into that.
+        return y if layer.bias is None else y.add_(layer.bias)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:

@@ -63,8 +63,9 @@ def test_loss_and_gradients_are_the_same_bit_for_bit(kind):
     assert all(torch.equal(checkpointed[name], grad) for name, grad in plain.items())
 
 
-def test_adapters_on_a_quantised_base_learn_the_same():
-    model = randomised(CONFIGS["llama"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])  # without biases, and with
+def test_adapters_on_a_quantised_base_learn_the_same(kind):
+    model = randomised(CONFIGS[kind])
     quantize_linears(model, Format("nf4", 4, 8), ("attention.qkv", "attention.out", "mlp.down"))
     generator = torch.Generator().manual_seed(0)
     add_lora(model, LoRA(2, targets=("attention.q", "attention.v", "mlp.up")), generator)
