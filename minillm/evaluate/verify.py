@@ -64,7 +64,7 @@ def score(problem: Problem, completion: str, form: str = "marker") -> Score:
     declared = extract(completion, form)
     strict = declared is not None and is_right(problem, declared)
     found = extract_lenient(completion, problem.kind, form)
-    return Score(strict, strict or (found is not None and is_right(problem, found, lenient=True)))
+    return Score(strict, found is not None and is_right(problem, found, lenient=True))
 
 
 def extract(text: str, form: str = "marker") -> str | None:
@@ -73,8 +73,8 @@ def extract(text: str, form: str = "marker") -> str | None:
     >>> extract("4 1 3 #3"), extract("#3 or #4"), extract("so \\boxed{3}", "boxed")
     ('3', None, '3')
     """
-    matches = _declarations(text, form)
-    if len(matches) != 1 or text[matches[0].end() :].strip() not in ("", "."):
+    matches = _declarations(text, form)  # the first must end the text, so there is no other
+    if not matches or text[matches[0].end() :].strip() not in ("", "."):
         return None
     if form == "tags" and not well_formed(text):
         return None

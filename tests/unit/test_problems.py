@@ -12,7 +12,7 @@ from minillm.data.problems import END, TASKS, VOCAB_SIZE, decode, draw, encode
 SIZES = [
     ("digit_sum", {}),
     ("digit_sum", {"n_digits": 1}),
-    ("arithmetic", {"n_digits": 1}),
+    ("arithmetic", {"n_digits": 4}),
     ("arithmetic", {"n_digits": 4, "operation": "-"}),
     ("arithmetic", {"n_digits": 3, "operation": "*"}),
     ("countdown", {"n_numbers": 2}),
@@ -60,6 +60,7 @@ def read_word_problem(question):
         if "doubled" in event or "tripled" in event:
             value *= 2 if "doubled" in event else 3
             continue
+        assert event.split().count(name) == 1  # nobody gives to themselves
         n = int(re.search(r"\d+", event)[0])
         comes = "more" in event
         assert comes == bool(re.search(rf"buys|finds|gives {name}", event))
@@ -77,6 +78,7 @@ def test_answers_follow_from_the_question_alone(task, sizes):
             assert (tuple(given), target) == (problem.numbers, problem.target)
             assert eval(problem.answer) == target
             assert sorted(map(int, re.findall(r"\d+", problem.answer))) == given
+            assert set(problem.answer) & set("+-") or "(" not in problem.answer
         else:
             assert problem.answer == globals()[f"read_{task}"](problem.question)
 
