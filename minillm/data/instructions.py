@@ -1,4 +1,4 @@
-"""Generated instructions with known answers: "Reverse the words, then use the plural: dog cat".
+"""Generated instructions with known answers, such as "Words: dog cat. Use the plural."
 
 An instruction names one step or a few, one after the other, and a list of everyday nouns; the steps
 and their phrasings stand in `instruction_steps.py`. Since the right answer is computed, whether a
@@ -104,9 +104,9 @@ def sample_task(
     words = _sample_words(generator)
     clause, listed = _request(kind, generator, phrasings), " ".join(words)
     frames = (
-        f"{clause}: {listed}",
-        f"please {clause}: {listed}",
         f"words: {listed}. {_sentence(clause)}.",
+        f"words: {listed}. Please {clause}.",
+        f"here are some words: {listed}. {_sentence(clause)}.",
     )
     return Task(_sentence(_pick(frames, generator)), " ".join(solve(kind, words)), kind, words)
 
@@ -140,7 +140,8 @@ def sample_conversation(
     """The steps of a kind asked for one by one, each about the answer before.
 
     Returns:
-        (role, content) pairs: "Reverse the words: dog cat", "cat dog", "Now use the plural."…
+        (role, content) pairs: "Words: dog cat. Reverse the words." and its answer "cat dog", then
+        "Now use the plural." and "cats dogs"…
     """
     task = sample_task(kind[:1], generator, phrasings)
     said, messages = task.answer.split(), task.messages
@@ -156,22 +157,21 @@ def documents(
 ) -> list[str]:
     """Plain text about the steps, with no instruction that is followed by its answer.
 
-    Two of five tell of a list and of what becomes of it, two of five of a step and of what it does
-    with lists; every fifth is a sheet of three or four instructions, one a line, with nothing in
-    between. Whoever reads them learns what all the words mean, and that after an instruction comes
-    the next one.
+    Four of five tell of a list and of what becomes of it; every fifth is a sheet of three or four
+    instructions, one a line, with nothing in between. Whoever reads them learns what all the words
+    mean, and that after an instruction comes the next one.
 
     Raises:
         ValueError: n is negative, or there are no kinds.
     """
     if n < 0 or not kinds:
         raise ValueError(f"n={n} documents about {len(kinds)} kinds: expected 0 or more, of some")
-    write = (_sheet, _of_a_list, _of_a_list, _of_a_step, _of_a_step)
+    write = (_sheet, _account, _account, _account, _account)
     return [_pick(write, generator)(kinds, generator) for _ in range(n)]
 
 
-def _of_a_list(kinds: Sequence[Kind], generator: torch.Generator | None) -> str:
-    """One list, and what three steps make of it."""
+def _account(kinds: Sequence[Kind], generator: torch.Generator | None) -> str:
+    """A list, and what becomes of it in three ways."""
     words = _sample_words(generator)
     text = f"Take {' '.join(words)}."
     for _ in range(3):
@@ -179,15 +179,6 @@ def _of_a_list(kinds: Sequence[Kind], generator: torch.Generator | None) -> str:
         answer = " ".join(solve(kind, words))
         text += f" If you {_request(kind, generator)}, you get: {answer}."
     return text
-
-
-def _of_a_step(kinds: Sequence[Kind], generator: torch.Generator | None) -> str:
-    """One kind of step, and what it makes of three lists."""
-    kind, shown = _pick(kinds, generator), []
-    for _ in range(3):
-        words = _sample_words(generator)
-        shown.append(f"{' '.join(words)} becomes: {' '.join(solve(kind, words))}")
-    return f"If you {_request(kind, generator)}, {', '.join(shown)}."
 
 
 def _sheet(kinds: Sequence[Kind], generator: torch.Generator | None) -> str:

@@ -68,9 +68,9 @@ class WordTokenizer:
 @cache
 def _vocabulary() -> tuple[str, ...]:
     """All words and signs of instructions, answers, documents and templates, in a fixed order."""
-    texts = ["\n . , : please then words take if you get becomes now system user assistant"]
+    texts = ["\n . , : please then words take if you get now system user assistant"]
     texts += [clause for step in STEPS.values() for clause in step.clauses]
     for column in zip(*TABLE, strict=True):
         texts.append(" ".join(column))
-    texts.append(" ".join(NOUNS).upper())
+    texts += [" ".join(NOUNS).upper(), "here are some"]
     return tuple(dict.fromkeys(piece for text in texts for piece in _PIECE.findall(text)))

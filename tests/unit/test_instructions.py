@@ -124,31 +124,21 @@ def test_a_conversation_goes_on_from_the_last_answer():
 
 
 def test_documents_show_steps_at_work_and_answer_no_instruction():
-    texts = documents(500, luck())
-    assert documents(500, luck()) == texts
-    of_a_list = [text for text in texts if text.startswith("Take ") and "If you" in text]
-    of_a_step = [text for text in texts if text.startswith("If you")]
-    sheets = set(texts) - set(of_a_list) - set(of_a_step)
-    assert all(n < m < o for n, m, o in ((150, len(of_a_list), 250), (150, len(of_a_step), 250)))
-    for text in of_a_list:
+    texts = documents(400, luck())
+    assert documents(400, luck()) == texts
+    accounts = [text for text in texts if text.startswith("Take ") and "If you" in text]
+    assert 250 < len(accounts) < 380
+    for text in accounts:
         listed, *shown = text.removeprefix("Take ").removesuffix(".").split(". If you ")
-        shown = [sentence.split(", you get: ") for sentence in shown]
-        check_shown([(clause, listed, answer) for clause, answer in shown])
-    for text in of_a_step:
-        clause, *shown = text.removeprefix("If you ").removesuffix(".").split(", ")
-        check_shown([(clause, *sentence.split(" becomes: ")) for sentence in shown])
-    for sheet in sheets:
-        assert 3 <= len(sheet.split("\n")) <= 4
-        assert "you get" not in sheet and "becomes" not in sheet
+        assert len(shown) == 3
+        for sentence in shown:
+            clause, answer = sentence.split(", you get: ")
+            name = next(n for n, step in STEPS.items() if clause in step.clauses)
+            assert answer.split() == solve((name,), listed.split())
+    for sheet in set(texts) - set(accounts):
+        assert 3 <= len(sheet.split("\n")) <= 4 and "you get" not in sheet
     assert not any("french" in text for text in texts)
     assert all("french" in text for text in documents(20, luck(), [("french",)]))
-
-
-def check_shown(shown):
-    assert len(shown) == 3
-    for clause, words, answer in shown:
-        name = next(n for n, step in STEPS.items() if clause in step.clauses)
-        assert answer.split() == solve((name,), words.split())
 
 
 def test_word_tokenizer_knows_every_text():
