@@ -82,13 +82,13 @@ class Attention(nn.Module):
         """Queries (B, H, T, D), keys and values (B, K, T, D), turned by RoPE where it is used."""
         B, T, _ = x.shape
         *qk_sizes, v_size = self.sizes
-        qk, v = self.qkv(x).split([sum(qk_sizes), v_size], dim=-1)
+        qk, v = self.qkv(x).split_with_sizes([sum(qk_sizes), v_size], dim=-1)
         if self.qk_norm != "none":
             qk = self.normalise(*qk.split(qk_sizes, dim=-1))
         qk, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in (qk, v))
         if self.rotates and rotation is not None:
             qk = self.rotate(qk, *rotation)
-        return [*qk.split([self.n_heads, self.n_kv_heads], dim=1), v]
+        return [*qk.split_with_sizes([self.n_heads, self.n_kv_heads], dim=1), v]
 
     def normalise(self, q: Tensor, k: Tensor) -> Tensor:
         """Queries (B, T, H·D) and keys (B, T, K·D), each of length √n, side by side again."""

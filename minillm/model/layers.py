@@ -38,32 +38,25 @@ def make_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
 
 
 class RMSNorm(nn.RMSNorm):
-    """`nn.RMSNorm`, in a few steps of its own where PyTorch has no fused kernel: on CPUs.
+    """`nn.RMSNorm`, trained in a third of the time on CPUs, where its gradient is many small steps.
 
-    (…, C) → (…, C): each position divided by its root mean square, then by channel weights
+    (…, C) → (…, C): each position divided by its root mean square, then times channel weights
     (Zhang and Sennrich 2019, eq. 4).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return super().forward(x)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == torch.float32:
             return FewStepsRMSNorm.apply(x, self.weight, self.eps)
-        return (x * inverse_rms(x, self.eps)).mul_(self.weight)
-
-
-def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / √(mean of the squares + eps) over the last axis: (…, C) → (…, 1)."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        return super().forward(x)
 
 
 class FewStepsRMSNorm(torch.autograd.Function):
-    """RMSNorm with a backward pass that borrows layer norm's fused kernel: a third of the time."""
+    """RMSNorm whose backward pass borrows layer norm's fused kernel."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = inverse_rms(x, eps)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (…, 1): 1 / rms
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight)
 

@@ -2,12 +2,14 @@
 
 Runs alternate, so that a busy machine slows both alike, and both must give the same tokens. One
 step has to read every weight once, so the machine's memory bandwidth limits steps per second;
-the bandwidth is measured here too, by summing as many bytes.
+the bandwidth is measured here too, by summing as many bytes. Then the same with weights in 8 and 4
+bits, beside our own fp32: the plain model, and the copy laid out for decoding.
 """
 
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ import torch
 from minillm.infer.engine import generate
 from minillm.infer.packed import packed
 from minillm.infer.sampling import Sampler
+from minillm.infer.weight_only import weight_only
 from minillm.model import hf
 from minillm.model.transformer import Transformer
 
@@ -32,14 +35,19 @@ def as_transformers(model: Transformer):
         return AutoModelForCausalLM.from_pretrained(Path(folder) / "model").eval()
 
 
+def greedy_run(model: Transformer, prompts: list[list[int]]) -> Callable:
+    """A function that generates greedily and returns the new tokens."""
+    greedy = Sampler(temperature=0)
+    return lambda: generate(model, prompts, max_new_tokens=N_NEW, sampler=greedy)
+
+
 def contestants(ours, theirs, prompts: list[list[int]]) -> dict:
     """The same greedy generation by both, each returning the new tokens."""
     tokens = torch.tensor(prompts)
     settings = {"max_new_tokens": N_NEW, "do_sample": False, "pad_token_id": 0}
     settings["attention_mask"] = torch.ones_like(tokens)
-    greedy = Sampler(temperature=0)
     return {
-        "ours": lambda: generate(ours, prompts, max_new_tokens=N_NEW, sampler=greedy),
+        "ours": greedy_run(ours, prompts),
         "theirs": lambda: theirs.generate(tokens, **settings)[:, tokens.shape[1] :].tolist(),
     }
 
@@ -68,10 +76,24 @@ def bytes_per_second(n_bytes: int) -> float:
     return n_bytes / min(seconds)
 
 
+def few_bits(model: Transformer, prompt: list[int]) -> None:
+    """Weight-only decoding at batch 1 beside the same model in fp32."""
+    models = {
+        "plain fp32": model, "packed fp32": packed(model),
+        "int8": weight_only(model), "int4": weight_only(model, bits=4),
+    }  # fmt: skip
+    seconds, _ = measure({name: greedy_run(m, [prompt]) for name, m in models.items()})
+    for name in ("int8", "int4"):
+        times = ", ".join(f"{seconds[k] / seconds[name]:.2f}x {k}" for k in list(models)[:2])
+        bar = " (bar 2.5x plain)" if name == "int8" else ""
+        print(f"  {name} weights: {N_NEW / seconds[name]:.1f} tokens/s, {times}{bar}")
+
+
 def main() -> None:
     model, tokenizer = hf.smollm2()
-    ours, theirs = packed(model), as_transformers(model)
     prompt = tokenizer.encode(PROMPT)
+    few_bits(model, prompt)
+    ours, theirs = packed(model), as_transformers(model)
     n_bytes = 4 * model.n_parameters()
     print(f"decode SmolLM2 fp32, {torch.get_num_threads()} thread(s), {N_NEW} new tokens")
     for batch_size in (1, 8):
