@@ -33,7 +33,7 @@ class TensorMemory(TorchDispatchMode):
     Attributes:
         live: bytes that are held now.
         peak: the most that were held at once.
-        history: ``live`` after every operation that changed it.
+        history: ``live`` at the start and after every change.
     """
 
     def __init__(self, *held: nn.Module | Tensor):
@@ -44,6 +44,7 @@ class TensorMemory(TorchDispatchMode):
         for thing in held:
             is_module = isinstance(thing, nn.Module)
             self._count(thing.state_dict(keep_vars=True).values() if is_module else [thing])
+        self.history = [self.live]
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))

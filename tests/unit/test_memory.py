@@ -18,7 +18,7 @@ def test_views_count_once_and_dropped_tensors_no_more():
         d = c.view(10, 100)
         del c, d
     assert (memory.live, memory.peak) == (0, 8000)
-    assert memory.history == [4000, 8000, 4000, 0]
+    assert memory.history == [0, 4000, 8000, 4000, 0]
 
 
 def test_what_backward_needs_is_held_until_it_ran():
