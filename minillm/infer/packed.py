@@ -10,6 +10,7 @@ Tensor legend: B batch, T time, C inputs of a layer, D outputs of a layer.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +28,39 @@ def packed(model: Transformer) -> Transformer:
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
+    return with_layers(model, PackedLinear)
+
+
+def with_layers(model: Transformer, make_linear: Callable[[nn.Linear], nn.Module]) -> Transformer:
+    """A copy that shares the weights, with linear layers and RMSNorms replaced for inference."""
     fast = copy.deepcopy(model, memo={id(p): p for p in model.parameters()})
     for module in list(fast.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32:
-                setattr(module, name, PackedLinear(layer))
+                setattr(module, name, make_linear(layer))
+            elif isinstance(layer, nn.RMSNorm):
+                setattr(module, name, FewStepsNorm(layer))
     return fast
+
+
+class FewStepsNorm(nn.Module):
+    """RMSNorm for inference, in four small operations where PyTorch takes twice as many.
+
+    x·w / √(mean(x²) + eps) = x·w√C / √(‖x‖² + C·eps): with w√C and √(C·eps) known beforehand,
+    what is left is a norm, a hypotenuse, a product and a quotient.
+    """
+
+    @torch.no_grad()
+    def __init__(self, norm: nn.RMSNorm):
+        super().__init__()
+        C = norm.weight.numel()
+        self.weight = norm.weight
+        self.register_buffer("stretch", norm.weight * C**0.5)
+        self.register_buffer("leg", norm.weight.new_tensor(C * norm.eps).sqrt())
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x * self.stretch).div_(length.hypot_(self.leg))
 
 
 class PackedLinear(nn.Module):

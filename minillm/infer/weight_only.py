@@ -12,13 +12,13 @@ Shapes: B rows of inputs, C inputs of a layer, D its outputs, N groups of output
 
 from __future__ import annotations
 
-import copy
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minillm.infer.packed import with_layers
 from minillm.model.transformer import Transformer
 
 GROUP = 96  # outputs that share a scale; what the kernel holds in the registers of a core
@@ -49,12 +49,7 @@ def weight_only(model: Transformer, bits: int = 8) -> Transformer:
         raise ValueError(f"bits={bits}: there is a kernel for 8 and one for 4")
     if model.device.type != "cpu":
         raise ValueError(f"the model is on {model.device}, the kernel is for CPUs: model.to('cpu')")
-    small = copy.deepcopy(model, memo={id(p): p for p in model.parameters()})
-    for module in list(small.modules()):
-        for name, layer in list(module.named_children()):
-            if isinstance(layer, nn.Linear):
-                setattr(module, name, WeightOnlyLinear(layer, bits))
-    return small
+    return with_layers(model, partial(WeightOnlyLinear, bits=bits))
 
 
 class WeightOnlyLinear(nn.Module):

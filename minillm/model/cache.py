@@ -98,8 +98,8 @@ class KVCache:
             rows = torch.arange(self.batch_size, device=room.device)[:, None]
             room[rows, :, self.positions(n_new)] = new.transpose(1, 2).to(room.dtype)
         else:
-            room[:, :, reach - n_new : reach] = new
-        return room[:, :, :reach]
+            room.narrow(2, reach - n_new, n_new).copy_(new)
+        return room.narrow(2, 0, reach)
 
     def advance(self, n: int | Tensor | list[int]) -> None:
         """Count the last ``n`` written tokens as real: one number, or one for each row."""

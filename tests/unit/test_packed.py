@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from minillm.infer.engine import generate
-from minillm.infer.packed import PackedLinear, packed
+from minillm.infer.packed import FewStepsNorm, PackedLinear, packed
 from minillm.infer.sampling import Sampler
 from minillm.model.config import gpt2_config, llama_config
 from minillm.model.transformer import Transformer
@@ -38,6 +38,17 @@ def test_a_packed_model_generates_the_same_and_leaves_the_model_alone(config):
     for prompts in ([[1, 2]], [[1, 2], [3], [4, 5, 6]]):
         settings = {"max_new_tokens": 12, "sampler": Sampler(temperature=0)}
         assert generate(fast, prompts, **settings) == generate(model, prompts, **settings)
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 1, 8), (3, 5, 576)])
+@pytest.mark.parametrize("eps", [0.1, 1e-6])
+def test_the_norm_in_few_steps_is_the_norm(shape, eps):
+    generator = torch.Generator().manual_seed(2)
+    norm, x = nn.RMSNorm(shape[-1], eps=eps), torch.randn(*shape, generator=generator)
+    with torch.no_grad():
+        norm.weight.normal_(generator=generator)
+        exact = nn.functional.rms_norm(x.double(), shape[-1:], norm.weight.double(), eps)
+        torch.testing.assert_close(FewStepsNorm(norm)(x), exact.float())
 
 
 def test_without_onednn_or_cpu_the_model_itself_comes_back(monkeypatch):
