@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from minillm.data.grammar import END_TEXT, Grammar
-from minillm.data.packing import IGNORE, Batch
+from minillm.data.packing import Batch, one_a_row
 from minillm.data.story_grammar import PLOTS, WORDS
 
 
@@ -104,27 +104,21 @@ def dataset(n_train: int, n_validation: int, n_test: int, seed: int) -> DatasetD
 def batches(
     texts: Sequence[str], batch_size: int, generator: torch.Generator | None = None
 ) -> Iterator[Batch]:
-    """One epoch of batches with one story a row: END, the story, END, then padding.
+    """One epoch of batches with one story a row (`one_a_row`).
 
-    The first input is END, so that the first word is predicted too; padded targets are
-    IGNORE. With a generator the stories are shuffled; without, they come in order. Unlike
-    packing this wastes a little room, but every story is whole.
+    With a generator the stories are shuffled; without, they come in order.
 
     Raises:
         ValueError: batch_size is not positive, or a text is no story.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected 1 or more stories")
-    rows = [torch.tensor([END, *encode(text), END]) for text in texts]
+    rows = [encode(text) for text in texts]
     order = (
         range(len(rows)) if generator is None else torch.randperm(len(rows), generator=generator)
     )
     for first in range(0, len(rows), batch_size):
-        chosen = [rows[i] for i in order[first : first + batch_size]]
-        padded = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=IGNORE)
-        tokens, targets = padded[:, :-1].clone(), padded[:, 1:].contiguous()
-        tokens[tokens == IGNORE] = END
-        yield Batch(tokens, targets)
+        yield one_a_row([rows[i] for i in order[first : first + batch_size]], END)
 
 
 def next_token_probabilities(prefix: Sequence[str]) -> dict[str, float]:

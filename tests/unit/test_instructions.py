@@ -1,5 +1,6 @@
 """Generated instructions: right answers, phrasings held back, documents that answer nothing."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -11,6 +12,7 @@ from minillm.data.instructions import (
     SINGLES,
     compositions,
     documents,
+    nats,
     sample_conversation,
     solve,
     split_kinds,
@@ -139,6 +141,29 @@ def test_documents_show_steps_at_work_and_answer_no_instruction():
         assert 3 <= len(sheet.split("\n")) <= 4 and "you get" not in sheet
     assert not any("french" in text for text in texts)
     assert all("french" in text for text in documents(20, luck(), [("french",)]))
+
+
+def test_information_of_a_document_is_what_its_choices_hold():
+    account = "Take dog cat sun bed. If you use spanish, you get: perro gato sol cama. If you "
+    account += (
+        "take the first word, you get: dog. If you use spanish, you get: perro gato sol cama."
+    )
+    choices = [
+        5 / 4,
+        3,
+        40,
+        39,
+        38,
+        37,
+        40,
+        40,
+        40,
+    ]  # the sort, how many, four nouns, three clauses
+    assert nats(account) == pytest.approx(sum(map(math.log, choices)))
+    line = [3, 3, 40, 39, 38, 40]  # the frame, how many, three nouns, the clause
+    sheet = "Words: dog cat sun. Use spanish.\nHere are some words: bed key sea. Use spanish.\n"
+    sheet += "Words: dog cat sun. Please use spanish."
+    assert nats(sheet) == pytest.approx(sum(map(math.log, [5, 2, *line * 3])))
 
 
 def test_word_tokenizer_knows_every_text():
