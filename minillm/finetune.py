@@ -74,8 +74,8 @@ def run(given: argparse.Namespace) -> None:
     for folder in (given.adapters, given.export):
         if folder is not None and folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty; choose a new folder")
-    if given.gguf is not None and given.gguf.exists():
-        raise ValueError(f"{given.gguf} exists; choose another name")
+    if given.gguf and (given.gguf.exists() or not given.gguf.parent.is_dir()):
+        raise ValueError(f"{given.gguf} exists, or its folder does not; choose another name")
     device = minillm.device(given.device)
     model, tokenizer = packed_smollm2() if given.four_bit else hf.from_pretrained(given.model)
     family = hf.family_of(given.model)

@@ -131,7 +131,7 @@ def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys,
     [
         ({"chats": "absent.jsonl"}, "No such file"),
         ({"options": ["--four-bit"]}, "--four-bit is for smollm2"),
-        ({"options": ["--gguf", "CHATS"]}, "chats.jsonl exists; choose another name"),
+        ({"options": ["--gguf", "CHATS"]}, "chats.jsonl exists, or its folder does not"),
         ({"adapters": "model"}, "is not empty; choose a new folder"),
         ({"model": "absent"}, "no model"),
         ({"options": ["--steps", "0"]}, "steps=0"),

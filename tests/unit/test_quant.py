@@ -19,11 +19,12 @@ from minillm.adapt.quant import (
 )
 from minillm.adapt.quant_linear import QuantLinear
 from minillm.adapt.quant_model import (
+    dequantize_linears,
     packed_gguf,
     quantize_linears,
     stored_bytes,
 )
-from minillm.adapt.wrap import merge
+from minillm.adapt.wrap import merge, trainable
 from minillm.data import assets
 from minillm.model import hf
 from minillm.model.config import llama_config
@@ -229,3 +230,24 @@ def test_only_whole_layers_are_quantised():
     model = Transformer(llama_config(31, d_model=12, n_heads=3))
     with pytest.raises(ValueError, match="only whole layers"):
         quantize_linears(model, Format(), ("attention.q",))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_adapters_on_codes_merge_into_what_the_codes_stand_for(bias):
+    config = llama_config(50, d_model=32, n_layers=2, n_heads=2, d_ff=64, bias=bias, qkv_bias=bias)
+    generator = torch.Generator().manual_seed(0)
+    model = Transformer(config, generator)
+    for weight in model.parameters():
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.3
+    quantize_linears(model, Format("nf4", 4, 16, double=True), ("attention.qkv", "mlp.down"))
+    add_lora(model, LoRA(2, targets=("attention.v", "mlp.down", "mlp.up")))
+    for weight in trainable(model).values():
+        weight.data = torch.randn(weight.shape, generator=generator)
+    tokens = torch.randint(50, (3, 7), generator=generator)
+    before = model(tokens)
+    with pytest.raises(ValueError, match="dequantise it first"):
+        merge(model)
+    dequantize_linears(model)
+    torch.testing.assert_close(model(tokens), before)
+    merge(model)
+    torch.testing.assert_close(model(tokens), before, rtol=1e-4, atol=1e-4)
