@@ -1,0 +1,53 @@
+"""Wrong versions of lesson 18's solutions: (correct text, wrong text, words of the message)."""
+
+MUTANTS = {
+    "lora_forward": [
+        ("+ alpha / rank * F.linear(thin, b)", "+ F.linear(thin, b)", "not scaled"),
+        ("+ alpha / rank * F.linear(thin, b)", "+ alpha * F.linear(thin, b)", "divide by the rank"),
+        ("alpha / rank *", "alpha / rank**0.5 *", "rank-stabilised"),
+        ("alpha / rank *", "alpha / a.shape[1] *", "number of inputs"),
+        ("weight.detach()", "weight", "frozen"),
+        ("thin = F.linear(x, a)  # (B, r)", "thin = F.linear(x, a).detach()", "gradient"),
+        ("return F.linear(x, weight.detach()) + alpha / rank * F.linear(thin, b)",
+         "return F.linear(x, weight.detach() + alpha / rank * b @ a)", "matrix B A"),
+        ("if b.shape[1] != rank:", "if False:", "check the input|raise ValueError"),
+    ],
+    "merge_updates": [
+        ("alpha / a.shape[0] * b @ a", "b @ a", "not scaled"),
+        ("alpha / a.shape[0] * b @ a", "alpha * b @ a", "divide each by its rank"),
+        ("alpha / a.shape[0] * b @ a", "alpha / updates[0][0].shape[0] * b @ a", "own rank"),
+        ("merged += alpha", "merged = weight + alpha", "only the last"),
+        ("merged = weight.clone()", "merged = weight", "in place|weight itself"),
+        ("merged = weight.clone()", "merged = torch.zeros_like(weight)", "itself is missing"),
+        ("if (b.shape[0], a.shape[1]) != weight.shape:", "if False:", "ValueError"),
+    ],
+    "dora_weight": [
+        ("norm = direction.detach()", "norm = weight.detach()", "length of W;"),
+        (".norm(dim=1, keepdim=True)", ".norm(dim=0, keepdim=True)", "of the columns"),
+        (".norm(dim=1, keepdim=True)", ".norm()", "whole matrix"),
+        ("direction.detach().norm", "direction.norm", "counts as a constant"),
+        ("return lengths[:, None] * direction / norm", "return lengths[:, None] * direction",
+         "do not divide"),
+        ("return lengths[:, None] * direction / norm", "return direction / norm", "length 1"),
+        ("if (norm == 0).any():", "if False:", "raise ValueError"),
+    ],
+    "fixed_merge": [
+        ("alpha / a.shape[0] * b @ a", "(alpha / a.shape[0]) ** 2 * b @ a", "scaled twice"),
+        ("alpha / a.shape[0] * b @ a", "b @ a", "not scaled at all"),
+        ("alpha / a.shape[0] * b @ a", "alpha * b @ a", "forget the rank"),
+        ("return weight + alpha / a.shape[0] * b @ a",
+         "return alpha / a.shape[0] * (weight + b @ a)", "scale the weight"),
+    ],
+    "gain_within": [
+        (".svdvals(change).square()", ".svdvals(change)", "their squares"),
+        ("squares[:rank]", "squares[-rank:]", "that is lost"),
+        ("(squares[:rank].sum() / total).item()", "1 - (squares[:rank].sum() / total).item()",
+         "that is lost"),
+        ("squares[:rank]", "squares[: rank + 1]", "too many|share of diag"),
+        ("1.0 if total == 0 else (squares[:rank].sum() / total).item()",
+         "(squares[:rank].sum() / total).item()", "nan|NaN"),
+        ("if rank < 1:", "if False:", "raise ValueError"),
+        ("gain_within(changes[name], 4)", "gain_within(changes[name], 1)", "at rank 4 another"),
+        ('"one" if caught_by_one > caught_by_all else "all"', '"one"', "weigh each share"),
+    ],
+}  # fmt: skip
