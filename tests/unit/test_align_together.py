@@ -168,6 +168,12 @@ def test_a_preference_loss_is_that_of_its_parts():
     loss, n_pairs = preference_loss(dpo_loss, beta=0.3)(policy, pairs)
     assert n_pairs == 2
     torch.testing.assert_close(loss, 2 * dpo_loss(*parts, beta=0.3))
+    lengths = [torch.tensor([2.0, 4.0]), torch.tensor([3.0, 2.0])]
+    means = [part / n for part, n in zip(parts[:2], lengths, strict=True)]
+    found, _ = preference_loss(simpo_loss, masked_row_mean, beta=1.5)(
+        policy, preference_batch(prompts, chosen, rejected)
+    )
+    torch.testing.assert_close(found, 2 * simpo_loss(*means, beta=1.5))
     assert not pairs.reference.requires_grad
     assert pairs.to("cpu").reference is not None
     with pytest.raises(ValueError, match="2 prompts, 1 chosen and 2 rejected"):
