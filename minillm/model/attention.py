@@ -160,10 +160,10 @@ def grouped_attention(
         grouped = q.view(B, K, H // K, D)
         mixed = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
         return mixed.view(B, H, 1, -1)
-    if K != H:
-        k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
     is_causal = causal and mask is None and T > 1
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=K != H
+    )
 
 
 def softcapped_attention(
