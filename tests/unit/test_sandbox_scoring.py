@@ -29,7 +29,8 @@ CHEATS = {
     "wrong calls on the results channel": (
         "import os\nfor fd in range(1, 64):\n"
         '    try: os.write(fd, b\'{"call": -1, "value": 4}\\n{"call": true, "value": 4}\\n'
-        '{"call": 9, "value": 4}\\n{"call": "0", "value": 4}\\n\')\n'
+        '{"call": 9, "value": 4}\\n{"call": "0", "value": 4}\\n'
+        '{"call": 0.0, "value": 4}\\n\')\n'
         "    except OSError: pass"
     ),
     "True for 1": "return True",
