@@ -67,7 +67,7 @@ class FewStepsRMSNorm(torch.autograd.Function):
         # the subtraction of the mean would take away. We put it back.
         dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(
             gradient, x, weight.shape, torch.zeros_like(scale), scale, weight, None,
-            [True, True, False],
+            [True, ctx.needs_input_grad[1], False],
         )  # fmt: skip
         lost = torch.matmul(gradient, weight)[..., None].mul_(scale).div_(x.shape[-1])
         return dx.add_(lost), dweight, None
@@ -105,8 +105,32 @@ class GatedMLP(nn.Module):
         self.activation = activation(config.mlp)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate_up = self.gate_up(x)
+        if self.activation is F.silu and torch.is_grad_enabled():
+            return self.down(SwiGLU.apply(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self.down(self.activation(gate) * up)
+
+
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) · up; the gradients of both are written into one tensor, not copied together."""
+
+    @staticmethod
+    def forward(ctx, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        opened = F.silu(gate)
+        ctx.save_for_backward(gate_up, opened)
+        return opened * up
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gate_up, opened = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        both = torch.empty_like(gate_up)
+        d_gate, d_up = both.chunk(2, dim=-1)
+        torch.mul(gradient, opened, out=d_up)
+        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=d_gate)
+        return both
 
 
 def make_mlp(config: ModelConfig, width: int | None = None) -> nn.Module:

@@ -112,7 +112,14 @@ def test_an_mlp_is_its_formula(mlp, bend):
         inner = bend(gate) * up
     else:
         inner = bend(module.up(x))
-    torch.testing.assert_close(module(x), module.down(inner))
+    expected = module.down(inner)
+    torch.testing.assert_close(module(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), expected)
+    weights = list(module.parameters())
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5))
+    ours = torch.autograd.grad(module(x), weights, gradient)
+    torch.testing.assert_close(ours, torch.autograd.grad(expected, weights, gradient))
     assert make_mlp(config, width=7).down.in_features == 7
 
 
@@ -141,6 +148,8 @@ def test_rms_norm_and_its_gradients_equal_those_of_torch(shape):
     theirs = torch.autograd.grad(exact, (x, norm.weight), gradient.double())
     for got, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    norm.weight.requires_grad_(False)
+    torch.testing.assert_close(torch.autograd.grad(norm(x), x, gradient)[0], ours[0])
     assert norm.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
