@@ -45,7 +45,7 @@ class WordTokenizer:
         Raises:
             ValueError: names the first thing that is no word of this vocabulary.
         """
-        if strange := _PIECE.sub("", text).split():
+        if strange := _PIECE.sub(" ", text).split():
             raise ValueError(f"{strange[0]!r} is none of the words and signs known here")
         ids = []
         for piece in _PIECE.findall(text):

@@ -9,13 +9,15 @@ with the weights in float16, and NAME.json with what was measured. Minutes on on
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from minillm.data import stories
-from minillm.model.config import gpt2_config
+from minillm.data import instructions, stories
+from minillm.data.packing import Batch, one_a_row
+from minillm.data.word_tokenizer import WordTokenizer
+from minillm.model.config import gpt2_config, llama_config
 from minillm.model.transformer import Transformer
 from minillm.train.loop import evaluate, train
 
@@ -63,8 +65,50 @@ def make_stories(seed: int = 0) -> tuple[Transformer, dict]:
     return model, record
 
 
+def instruction_documents(n: int, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Batches of the documents about single steps, in the tokens of `WordTokenizer`."""
+    tokenizer, generator = WordTokenizer(), torch.Generator().manual_seed(seed)
+    for _ in range(0, n, batch_size):
+        texts = instructions.documents(batch_size, generator)
+        yield one_a_row([tokenizer.encode(text) for text in texts], tokenizer.end_of_text)
+
+
+def score_instructions(model: Transformer, record: dict) -> float:
+    """Mean loss in nats per token on the held-out documents that the record names."""
+    test = record["data"]["test"]
+    return evaluate(model, instruction_documents(test["n"], test["n"], test["seed"]))
+
+
+def make_instructions(seed: int = 0) -> tuple[Transformer, dict]:
+    """Four layers of width 96 on plain text about steps that turn a list of words into another."""
+    steps, batch_size, n_test = 1800, 32, 400
+    data = {
+        "train": {"n": steps * batch_size, "seed": seed},
+        "test": {"n": n_test, "seed": seed + 1},
+    }
+    config = llama_config(
+        WordTokenizer().vocab_size, d_model=96, n_layers=4, n_heads=4, max_length=128
+    )
+    model = Transformer(config, generator=torch.Generator().manual_seed(seed))
+    batches = instruction_documents(data["train"]["n"], batch_size, seed)
+    history = train(model, batches, steps=steps, lr=5e-3)
+    texts = instructions.documents(n_test, torch.Generator().manual_seed(seed + 1))
+    n_tokens = sum(len(WordTokenizer().encode(text)) + 1 for text in texts)  # and the end
+    record = {
+        "data": data,
+        "steps": steps,
+        "tokens": history.n_tokens,
+        "seconds": round(history.seconds),
+        "floor": sum(map(instructions.nats, texts)) / n_tokens,
+    }
+    return model, record
+
+
 # name -> (how to train it, how to score it)
-RECIPES: dict[str, tuple[Callable, Callable]] = {"stories": (make_stories, score_stories)}
+RECIPES: dict[str, tuple[Callable, Callable]] = {
+    "stories": (make_stories, score_stories),
+    "instructions": (make_instructions, score_instructions),
+}
 
 
 def make(name: str, folder: Path = FOLDER) -> dict:
