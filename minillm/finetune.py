@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--save-memory", action="store_true", help="recompute activations: slower, for long texts"
     )
     p.add_argument("--export", type=Path, help="also write the merged model, as a folder")
-    p.add_argument("--gguf", type=Path, help="also write it in 4 bits, as one file for llama.cpp")
+    p.add_argument("--gguf", type=Path, help="also write it in 8 bits, as one file for llama.cpp")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     return p
@@ -109,7 +109,7 @@ def run(given: argparse.Namespace) -> None:
         print(f"merged: python -m minillm.chat {given.export}")
     if given.gguf:
         save_gguf(model, given.gguf, tokenizer)
-        print(f"4 bits: python -m minillm.chat {given.gguf}")
+        print(f"8 bits: python -m minillm.chat {given.gguf}")
 
 
 def merge_for_good(model: Transformer) -> None:

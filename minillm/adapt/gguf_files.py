@@ -1,7 +1,7 @@
-"""Write a model as one GGUF file in 4 bits: what llama.cpp, and programs built on it, run.
+"""Write a model as one GGUF file in few bits: what llama.cpp, and programs built on it, run.
 
-Matrices become Q4_1 (blocks of 32 weights with a scale and a minimum, 5 bits a weight), embeddings
-Q8_0 (8.5 bits), vectors stay float32. Source: the GGUF specification of the ggml project.
+Matrices become Q8_0 (blocks of 32 weights with a scale, 8.5 bits a weight) or Q4_1 (with a minimum,
+5 bits), embeddings Q8_0, vectors stay float32. Source: the GGUF specification of the ggml project.
 
 Shapes: D rows (outputs of a layer), C columns (inputs), N blocks of a matrix.
 """
@@ -32,21 +32,26 @@ F32, Q4_1, Q8_0 = 0, 3, 8  # GGUF's numbers of the storage types written here
 ALIGNMENT = 32
 
 
-def save_gguf(model: Transformer, path: str | Path, tokenizer: Tokenizer) -> None:
+def save_gguf(model: Transformer, path: str | Path, tokenizer: Tokenizer, bits: int = 8) -> None:
     """Write a Llama-family model and its tokenizer into one file, whole or not at all.
 
-    `hf.from_pretrained` and `packed_gguf` read it back, with weights rounded to 4 bits.
+    `hf.from_pretrained` reads it back, and `packed_gguf` what is in 4 bits without unpacking.
 
     Args:
         model: plain layers in float32: merge adapters, dequantise quantised layers first.
+        bits: of the matrices, 8 or 4. A fine-tuned model whose base came in 4 bits needs 8: what
+            adapters learn lies between the levels, and rounding to the same 4 bits again takes
+            nearly all of it away.
 
     Raises:
-        ValueError: the file cannot express the model, a row is no multiple of 32, or the
-            tokenizer's way to cut text has no name in GGUF.
+        ValueError: other bits, a model that the file cannot express, a row that is no multiple of
+            32, or a tokenizer whose way to cut text has no name in GGUF.
     """
+    if bits not in (4, 8):
+        raise ValueError(f"bits={bits}: expected 4 or 8")
     path = Path(path)
     about = llama_metadata(model.config) | gguf_metadata(tokenizer, model.config.vocab_size)
-    tensors = [(name, *encode(name, w)) for name, w in gguf_tensors(model).items()]
+    tensors = [(name, *encode(name, w, bits)) for name, w in gguf_tensors(model).items()]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -71,7 +76,7 @@ def gguf_tensors(model: Transformer) -> dict[str, Tensor]:
     return tensors
 
 
-def encode(name: str, weight: Tensor) -> tuple[tuple[int, ...], int, bytes]:
+def encode(name: str, weight: Tensor, bits: int) -> tuple[tuple[int, ...], int, bytes]:
     """Shape, storage type and bytes of a tensor."""
     weight = weight.detach().float().cpu()
     shape = tuple(weight.shape)
@@ -79,7 +84,7 @@ def encode(name: str, weight: Tensor) -> tuple[tuple[int, ...], int, bytes]:
         return shape, F32, weight.numpy().tobytes()
     if shape[-1] % BLOCK:
         raise ValueError(f"{name} has rows of {shape[-1]}: expected a multiple of {BLOCK}")
-    if name in ("token_embd.weight", "output.weight"):
+    if bits == 8 or name in ("token_embd.weight", "output.weight"):
         return shape, Q8_0, q8_0(weight)
     return shape, Q4_1, q4_1(weight)
 

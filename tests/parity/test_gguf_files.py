@@ -33,17 +33,18 @@ def randomised(tokenizer, **changes):
     return model
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(scope="module", params=[(True, 4), (False, 4), (True, 8)], ids=str)
 def written(request, tokenizer, tmp_path_factory):
-    model = randomised(tokenizer, tie_embeddings=request.param)
+    tied, bits = request.param
+    model = randomised(tokenizer, tie_embeddings=tied)
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    save_gguf(model, path, tokenizer)
-    return model, path
+    save_gguf(model, path, tokenizer, bits)
+    return model, path, bits
 
 
 def test_the_gguf_package_reads_the_weights(written):
     """And would have rounded them as we did, up to ties."""
-    model, path = written
+    model, path, bits = written
     file = gguf.GGUFReader(path)
     names = {tensor.name for tensor in file.tensors}
     assert ("output.weight" in names) != model.config.tie_embeddings
@@ -60,11 +61,13 @@ def test_the_gguf_package_reads_the_weights(written):
         mine = tensor.data.reshape(theirs.shape)
         a, b = (gguf.quants.dequantize(x, tensor.tensor_type) for x in (mine, theirs))
         assert np.isclose(a, b, atol=1e-6).mean() > 0.999
-        assert np.abs(a - weight).max() < 0.1
+        assert np.abs(a - weight).max() < (0.1 if bits == 4 else 0.01)
+    kinds = {tensor.tensor_type.name for tensor in file.tensors}
+    assert kinds == {"F32", "Q8_0"} | ({"Q4_1"} if bits == 4 else set())
 
 
 def test_we_read_the_same_model_back(written, tokenizer):
-    model, path = written
+    model, path, bits = written
     back, words = hf.from_pretrained(path)
     assert hf.gguf_config(GGUF(path)).to_dict() == back.config.to_dict()
     assert words.encode(TEXT) == tokenizer.encode(TEXT)
@@ -77,14 +80,14 @@ def test_we_read_the_same_model_back(written, tokenizer):
     torch.testing.assert_close(packed(tokens), back(tokens))
     # Rounded, so not the same; much closer than another model would be.
     ours, theirs = model(tokens).flatten(), back(tokens).flatten()
-    assert torch.corrcoef(torch.stack((ours, theirs)))[0, 1] > 0.95
+    assert torch.corrcoef(torch.stack((ours, theirs)))[0, 1] > (0.95 if bits == 4 else 0.999)
 
 
 def test_rounding_again_changes_nothing(written, tokenizer, tmp_path):
     """A scale in float16 moves a weight by a thousandth of its group's width at most."""
-    _, path = written
+    _, path, bits = written
     first, _ = hf.from_pretrained(path)
-    save_gguf(first, tmp_path / "again.gguf", tokenizer)
+    save_gguf(first, tmp_path / "again.gguf", tokenizer, bits)
     again, _ = hf.from_pretrained(tmp_path / "again.gguf")
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
@@ -96,6 +99,8 @@ def test_what_the_file_cannot_say_is_refused(tokenizer, tmp_path):
         save_gguf(randomised(tokenizer, d_ff=40), path, tokenizer)
     with pytest.raises(ValueError, match="cannot express this model: head_dim=32 would come back"):
         save_gguf(randomised(tokenizer, head_dim=32), path, tokenizer)
+    with pytest.raises(ValueError, match="bits=5: expected 4 or 8"):
+        save_gguf(randomised(tokenizer), path, tokenizer, 5)
     other = Tokenizer.train([TEXT], 270)
     with pytest.raises(ValueError, match="cuts text in a way that has no name"):
         save_gguf(randomised(tokenizer), path, other)
