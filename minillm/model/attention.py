@@ -81,23 +81,30 @@ class Attention(nn.Module):
     def heads(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D), turned by RoPE where it is used."""
         B, T, _ = x.shape
-        *qk_sizes, v_size = self.sizes
-        qk, v = self.qkv(x).split_with_sizes([sum(qk_sizes), v_size], dim=-1)
+        qkv = self.qkv(x)
         if self.qk_norm != "none":
-            qk = self.normalise(*qk.split(qk_sizes, dim=-1))
-        qk, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in (qk, v))
-        if self.rotates and rotation is not None:
-            qk = self.rotate(qk, *rotation)
-        return [*qk.split_with_sizes([self.n_heads, self.n_kv_heads], dim=1), v]
+            qkv = self.normalise(qkv)
+        turning = self.rotates and rotation is not None
+        # Queries and keys turn in one go.
+        sizes = [sum(self.sizes[:2]), self.sizes[2]] if turning else self.sizes
+        parts = [
+            part.view(B, T, -1, self.head_dim).transpose(1, 2)
+            for part in qkv.split_with_sizes(sizes, dim=-1)
+        ]
+        if turning:
+            qk = self.rotate(parts[0], *rotation)
+            parts[:1] = qk.split_with_sizes([self.n_heads, self.n_kv_heads], dim=1)
+        return parts
 
-    def normalise(self, q: Tensor, k: Tensor) -> Tensor:
-        """Queries (B, T, H·D) and keys (B, T, K·D), each of length √n, side by side again."""
+    def normalise(self, qkv: Tensor) -> Tensor:
+        """Give queries and keys length √n, all of a position's together or each head's alone."""
+        q, k, v = qkv.split_with_sizes(self.sizes, dim=-1)
         if self.qk_norm == "head":
             q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))
         q, k = self.q_norm(q), self.k_norm(k)
         if self.qk_norm == "head":
             q, k = q.flatten(-2), k.flatten(-2)
-        return torch.cat((q, k), dim=-1)
+        return torch.cat((q, k, v), dim=-1)
 
 
 class CrossAttention(nn.Module):
