@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minillm.adapt.lora import AdaptedLinear, LoRA, Update, adapted_layers, add_lora, named_updates
+from minillm.adapt.quant_linear import QuantLinear
 from minillm.model.families import FAMILIES
 from minillm.model.transformer import Transformer, check_shapes, shapes_of
 
@@ -164,7 +165,8 @@ def published_parts(model: Transformer, family: str) -> dict[str, str]:
     """
     if family not in FAMILIES:
         raise ValueError(f"family={family!r} is not known; known are {sorted(FAMILIES)}")
-    linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear | AdaptedLinear)}
+    kinds = nn.Linear | QuantLinear | AdaptedLinear
+    linear = {n for n, m in model.named_modules() if isinstance(m, kinds)}
     names = {}
     for row in FAMILIES[family].table(model.config):
         layer, _, kind = row.ours.rpartition(".")

@@ -1,11 +1,14 @@
 """Quantisation: published levels, exact bytes, and errors no larger than half a step."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.adapt.lora import LoRA, add_lora
+from minillm.adapt.lora_files import load_adapters, save_adapters
 from minillm.adapt.quant import (
     Format,
     dequantize,
@@ -233,18 +236,23 @@ def test_only_whole_layers_are_quantised():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_adapters_on_codes_merge_into_what_the_codes_stand_for(bias):
+def test_adapters_on_codes_merge_into_what_the_codes_stand_for(bias, tmp_path):
     config = llama_config(50, d_model=32, n_layers=2, n_heads=2, d_ff=64, bias=bias, qkv_bias=bias)
     generator = torch.Generator().manual_seed(0)
     model = Transformer(config, generator)
     for weight in model.parameters():
         weight.data = torch.randn(weight.shape, generator=generator) * 0.3
     quantize_linears(model, Format("nf4", 4, 16, double=True), ("attention.qkv", "mlp.down"))
-    add_lora(model, LoRA(2, targets=("attention.v", "mlp.down", "mlp.up")))
+    again = copy.deepcopy(model)
+    lora = LoRA(2, targets=("attention.v", "mlp.down", "mlp.up"))
+    add_lora(model, lora)
     for weight in trainable(model).values():
         weight.data = torch.randn(weight.shape, generator=generator)
     tokens = torch.randint(50, (3, 7), generator=generator)
     before = model(tokens)
+    save_adapters(model, tmp_path / "adapters", "llama", lora)
+    load_adapters(again, tmp_path / "adapters", "llama")
+    torch.testing.assert_close(again(tokens), before)
     with pytest.raises(ValueError, match="dequantise it first"):
         merge(model)
     dequantize_linears(model)
