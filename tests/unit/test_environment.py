@@ -89,9 +89,11 @@ def test_lessons_have_the_parameters_cell(name):
     assert code == 'scale = "lesson"\ndevice = "auto"\nseed = 0'
 
 
-def test_every_lesson_has_its_numbered_neighbours():
-    numbers = [int(Path(name).stem[:2]) for name in LESSONS]
-    assert numbers == list(range(len(numbers)))
+def test_no_two_lessons_share_a_number_and_every_one_is_on_the_readme_map():
+    numbers = [Path(name).stem[:2] for name in LESSONS]
+    assert len(set(numbers)) == len(numbers) and numbers[0] == "00"
+    shown = re.findall(r"\]\((notebooks/[^)]*\.ipynb)\)", (ROOT / "README.md").read_text("utf-8"))
+    assert sorted(set(shown)) == sorted(LESSONS)
 
 
 def test_no_tracked_file_names_a_folder_of_one_machine():
