@@ -24,7 +24,7 @@ from minillm.data.tokenizer_files import gguf_metadata
 from minillm.model.config import ModelConfig
 from minillm.model.families import FAMILIES
 from minillm.model.gguf import ARRAY, BLOCK, GGUF, STRING
-from minillm.model.hf import gguf_config, gguf_name, interleaved
+from minillm.model.gguf_llama import gguf_config, gguf_name, interleaved
 from minillm.model.hf import unpack as published
 from minillm.model.transformer import Transformer
 

@@ -18,7 +18,7 @@ from minillm.data import assets
 from minillm.data.tokenizer import Tokenizer
 from minillm.model.families import FAMILIES
 from minillm.model.gguf import BLOCK, GGUF
-from minillm.model.hf import gguf_config, gguf_name, half_split
+from minillm.model.gguf_llama import gguf_config, gguf_name, half_split
 from minillm.model.layouts import Row
 from minillm.model.transformer import Transformer
 

@@ -12,6 +12,7 @@ from minillm.data.tokenizer import Tokenizer
 from minillm.model import hf
 from minillm.model.config import llama_config
 from minillm.model.gguf import GGUF
+from minillm.model.gguf_llama import gguf_config, gguf_name
 from minillm.model.transformer import Transformer
 
 TEXT = "What is it? It is tea, and 12 cups of it. Ça va"
@@ -49,7 +50,7 @@ def test_the_gguf_package_reads_the_weights(written):
     names = {tensor.name for tensor in file.tensors}
     assert ("output.weight" in names) != model.config.tie_embeddings
     weights = hf.unpack(model, list(hf.FAMILIES["llama"].table(model.config)))
-    ours = {hf.gguf_name(name): weight for name, weight in weights.items()}
+    ours = {gguf_name(name): weight for name, weight in weights.items()}
     assert names == ours.keys()
     for tensor in file.tensors:
         weight = ours[tensor.name]
@@ -69,7 +70,7 @@ def test_the_gguf_package_reads_the_weights(written):
 def test_we_read_the_same_model_back(written, tokenizer):
     model, path, bits = written
     back, words = hf.from_pretrained(path)
-    assert hf.gguf_config(GGUF(path)).to_dict() == back.config.to_dict()
+    assert gguf_config(GGUF(path)).to_dict() == back.config.to_dict()
     assert words.encode(TEXT) == tokenizer.encode(TEXT)
     assert words.special_tokens == tokenizer.special_tokens
     assert words.end_of_text == tokenizer.end_of_text

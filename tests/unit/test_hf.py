@@ -13,6 +13,7 @@ from minillm.data.wordpiece import WordPiece
 from minillm.model import hf, layouts
 from minillm.model.config import Rope, RopeScaling, gpt2_config, llama_config
 from minillm.model.families import FAMILIES
+from minillm.model.gguf_llama import gguf_name
 from minillm.model.transformer import Transformer
 
 SMALL = {"d_model": 12, "n_layers": 2, "n_heads": 3, "d_ff": 20, "max_length": 9}
@@ -276,7 +277,7 @@ def write_gguf(path, model, **extra):
         for part, n in (("q_proj", c.n_heads), ("k_proj", c.n_kv_heads)):
             if part in name:
                 tensor = tensor.view(n, 2, -1, c.d_model).transpose(1, 2).reshape(tensor.shape)
-        writer.add_tensor(hf.gguf_name(name), tensor.contiguous().numpy())
+        writer.add_tensor(gguf_name(name), tensor.contiguous().numpy())
     for name, tensor in extra.items():
         writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
