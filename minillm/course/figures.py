@@ -70,6 +70,11 @@ def show(fig: plt.Figure, *, alt: str) -> None:
     Raises:
         ValueError: `alt` is empty.
     """
+    display(as_html(fig, alt=alt))
+
+
+def as_html(fig: plt.Figure, *, alt: str) -> HTML:
+    """What `show` displays, for a display that is to be replaced later; closes `fig`."""
     if not alt.strip():
         raise ValueError(f"alt={alt!r}: say in a sentence what the picture shows")
     png = io.BytesIO()
@@ -77,12 +82,10 @@ def show(fig: plt.Figure, *, alt: str) -> None:
     plt.close(fig)
     width = round(fig.get_figwidth() * _CSS_DPI)
     data = base64.b64encode(png.getvalue()).decode()
-    display(
-        HTML(
-            f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" '
-            f'style="width:{width}px;max-width:100%;background:white;'
-            'border-radius:6px;padding:6px;box-sizing:border-box">'
-        )
+    return HTML(
+        f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" '
+        f'style="width:{width}px;max-width:100%;background:white;'
+        'border-radius:6px;padding:6px;box-sizing:border-box">'
     )
 
 

@@ -24,10 +24,14 @@ MATH, Hendrycks et al. 2021), "tags" (`<think>…</think><answer>3</answer>`; De
 import ast
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from minillm.data.problems import MARKER, Problem
+from torch import Tensor, tensor
+
+from minillm.data.problems import MARKER, Problem, decode
+from minillm.infer.rollout import Rollout
 
 FORMS: dict[str, re.Pattern] = {
     "marker": re.compile(r"#+ *([^#\n]*)"),
@@ -65,6 +69,30 @@ def score(problem: Problem, completion: str, form: str = "marker") -> Score:
     strict = declared is not None and is_right(problem, declared)
     found = extract_lenient(completion, problem.kind, form)
     return Score(strict, found is not None and is_right(problem, found, lenient=True))
+
+
+def rewards(problems: Sequence[Problem], found: Rollout, form: str = "marker") -> Tensor:
+    """1 for a response that is strictly right and came to its end, 0 for any other: (B,) float.
+
+    Without the end a model is paid for an answer it was only cut off behind, and goes on talking.
+
+    Args:
+        problems: P of them; the rollout holds as many responses to each, one after another.
+
+    Raises:
+        ValueError: responses that cannot be divided among the problems.
+    """
+    n_samples, left = divmod(len(found.responses), max(len(problems), 1))
+    if left or not n_samples or not problems:
+        raise ValueError(
+            f"{len(found.responses)} responses to {len(problems)} problems: expected as many to "
+            "each, and at least one"
+        )
+    right = [
+        score(problems[row // n_samples], decode(response), form).strict
+        for row, response in enumerate(found.responses)
+    ]
+    return tensor(right, device=found.finished.device).logical_and(found.finished).float()
 
 
 def extract(text: str, form: str = "marker") -> str | None:

@@ -6,11 +6,16 @@ import itertools
 import pytest
 import torch
 
-from minillm.align.advantages import gae, group_advantages, whiten
 from minillm.align.dpo import dpo_loss, simpo_loss
-from minillm.align.grpo import grpo_loss
-from minillm.align.logprobs import log_probs, masked_row_mean
-from minillm.align.ppo import kl_shaped_rewards, policy_loss, value_loss
+from minillm.align.experience import (
+    ActorCritic,
+    group_experience,
+    grpo_objective,
+    ppo_experience,
+    ppo_objective,
+    summary,
+)
+from minillm.align.logprobs import masked_row_mean
 from minillm.align.preferences import preference_batch, preference_loss
 from minillm.align.reward import ScalarModel
 from minillm.data.packing import IGNORE, Batch
@@ -48,17 +53,17 @@ def brevity(found):
 
 
 def grpo_steps(policy, reward, steps):
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0.0)
     generator, curve = rng(1), []
-    for _ in range(steps):
-        found = sample(policy, generator)
-        rewards = reward(found)
-        advantages = group_advantages(rewards.view(len(PROMPTS), -1)).flatten()
-        optimizer.zero_grad()
-        new = log_probs(policy, found.batch)
-        grpo_loss(new, found.log_probs, advantages, found.mask, by="token").backward()
-        optimizer.step()
-        curve.append(rewards.mean().item())
+
+    def experiences():
+        settings = {"max_new_tokens": LENGTH, "stop_tokens": [END], "n_samples": 8}
+        while True:
+            found = group_experience(policy, PROMPTS, reward, generator=generator, **settings)
+            curve.append(summary(found)["reward"])
+            yield found
+
+    settings = {"lr": 1e-2, "weight_decay": 0.0, "warmup_steps": 0, "progress": False}
+    train(policy, experiences(), steps=steps, loss_fn=grpo_objective(by="token"), **settings)
     return curve
 
 
@@ -99,27 +104,21 @@ def test_a_reward_that_is_always_the_same_teaches_nothing():
 
 def test_ppo_climbs_and_a_price_on_the_kl_holds_it_back():
     def run(beta):
-        policy, critic = tiny(), ScalarModel(tiny(1))
-        reference = copy.deepcopy(policy)
-        parameters = [*policy.parameters(), *critic.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
-        generator = rng(1)
-        for _ in range(30):
-            found = sample(policy, generator)
-            mask, old = found.mask, found.log_probs
-            with torch.no_grad():
-                ref, values = log_probs(reference, found.batch), critic(found.batch.tokens)
-            rewards = kl_shaped_rewards(liking(found), old, ref, mask, beta)
-            advantages, returns = gae(rewards, values, mask)
-            for _ in range(2):
-                optimizer.zero_grad()
-                new = log_probs(policy, found.batch)
-                loss = policy_loss(new, old, whiten(advantages, mask), mask)
-                loss = loss + value_loss(critic(found.batch.tokens), values, returns, mask)
-                loss.backward()
-                optimizer.step()
-        kl = (old - ref).where(mask, 0.0).sum(1).mean().item()
-        return liking(found).mean().item(), kl
+        model = ActorCritic(tiny(), ScalarModel(tiny(1)))
+        reference, generator, history = copy.deepcopy(model.policy), rng(1), []
+
+        def experiences():
+            settings = {"max_new_tokens": LENGTH, "stop_tokens": [END], "n_samples": 8}
+            settings |= {"reference": reference, "beta": beta, "generator": generator}
+            while True:
+                found = ppo_experience(model, PROMPTS, liking, **settings)
+                history.append(summary(found))
+                yield found
+                yield found  # a second update on the same samples
+
+        settings = {"lr": 1e-2, "weight_decay": 0.0, "warmup_steps": 0, "progress": False}
+        train(model, experiences(), steps=60, loss_fn=ppo_objective(), **settings)
+        return history[-1]["reward"], history[-1]["kl"]
 
     (free, far), (held, near) = run(0.0), run(0.3)
     assert free > 0.75

@@ -4,10 +4,11 @@ from fractions import Fraction
 from itertools import permutations, product
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minillm.data.problems import TASKS, Problem, draw
+from minillm.data.problems import TASKS, Problem, draw, encode
 from minillm.evaluate.verify import (
     FORMS,
     Score,
@@ -17,10 +18,12 @@ from minillm.evaluate.verify import (
     extract,
     extract_lenient,
     number,
+    rewards,
     score,
     solves_countdown,
     well_formed,
 )
+from minillm.infer.rollout import Rollout, response_batch
 
 SEVEN = Problem("digit_sum", "4+3 mod 10=", ("4", "7"), "7")
 ECHO = Problem("string_edit", "reverse ba:", ("ab",), "ab", "text")
@@ -300,3 +303,16 @@ def test_steps_count_up_to_the_first_mistake():
     assert correct_steps(problem, "5 1 3 #3") == 0
     assert correct_steps(problem, "4 1") == 2
     assert correct_steps(problem, "#3 4 1 3") == 0
+
+
+def test_a_reward_is_for_right_answers_that_end():
+    said = ["4 7 #7", "#7", "7", "#8", "reverse", "#ab"]
+    responses = [encode(text) for text in said]
+    batch = response_batch([[1]] * 6, responses)
+    finished = torch.tensor([True, False, True, True, True, True])
+    found = Rollout(batch, torch.zeros(batch.tokens.shape), responses, finished)
+    assert rewards([SEVEN, ECHO], found).tolist() == [1, 0, 0, 0, 0, 1]
+    with pytest.raises(ValueError, match="6 responses to 4 problems"):
+        rewards([SEVEN] * 4, found)
+    with pytest.raises(ValueError, match="6 responses to 0 problems"):
+        rewards([], found)
