@@ -29,6 +29,8 @@ PFEIFFER = ("mlp.down",)
 class BottleneckLinear(WrappedLinear):
     """A frozen linear layer with a bottleneck adapter behind it: (…, C) → (…, D)."""
 
+    is_linear = False  # for its GELU
+
     def __init__(self, base: nn.Linear, width: int, generator: torch.Generator):
         super().__init__(base)
         D, like = base.out_features, base.weight

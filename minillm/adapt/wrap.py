@@ -16,8 +16,11 @@ class WrappedLinear(nn.Module):
     """A frozen linear layer, plain or quantised, with something learned around it.
 
     Subclasses say what in `forward`.
-    Those whose whole effect is another weight also give `merged`, and can then be folded in.
+    Those whose whole effect is another weight also give `merged`, and can then be folded in; the
+    others say so with ``is_linear = False``.
     """
+
+    is_linear = True
 
     def __init__(self, base: nn.Linear):
         super().__init__()
@@ -30,17 +33,23 @@ class WrappedLinear(nn.Module):
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """Weight (D, C) and bias (D,) of the plain layer that computes the same."""
-        raise ValueError(f"a {type(self).__name__} is not linear and cannot be merged")
+        raise NotImplementedError
+
+    def refuse_merge(self) -> None:
+        """Raise a ValueError if the layer cannot take in what was learned."""
+        if not self.is_linear:
+            raise ValueError(f"a {type(self).__name__} is not linear and cannot be merged")
+        if isinstance(self.base, QuantLinear):
+            raise ValueError("a quantised layer cannot take in an update: dequantise it first")
 
     @torch.no_grad()
     def merge(self) -> None:
         """Fold what was learned into the layer; it is then as fast as before.
 
         Raises:
-            ValueError: the layer is quantised, and its levels have no room for an update.
+            ValueError: the layer is not linear, or quantised: levels have no room for an update.
         """
-        if isinstance(self.base, QuantLinear):
-            raise ValueError("a quantised layer cannot take in an update: dequantise it first")
+        self.refuse_merge()
         if self.original is None:
             weight, bias = self.merged()
             self.original = tuple(
@@ -83,8 +92,15 @@ def wrap(model: nn.Module, part: Part, kind: type[WrappedLinear], **settings) ->
 
 
 def merge(model: nn.Module) -> None:
-    """Fold all adapters into their weights."""
-    for layer in wrapped_layers(model).values():
+    """Fold all adapters into their weights, or none if one of them cannot be folded in.
+
+    Raises:
+        ValueError: a layer is quantised, or not linear; the model is then unchanged.
+    """
+    layers = wrapped_layers(model).values()
+    for layer in layers:
+        layer.refuse_merge()
+    for layer in layers:
         layer.merge()
 
 

@@ -27,7 +27,7 @@ from minillm.adapt.quant_model import (
     quantize_linears,
     stored_bytes,
 )
-from minillm.adapt.wrap import merge, trainable
+from minillm.adapt.wrap import merge, trainable, wrapped_layers
 from minillm.data import assets
 from minillm.model import hf
 from minillm.model.config import llama_config
@@ -259,3 +259,18 @@ def test_adapters_on_codes_merge_into_what_the_codes_stand_for(bias, tmp_path):
     torch.testing.assert_close(model(tokens), before)
     merge(model)
     torch.testing.assert_close(model(tokens), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_partly_quantised_model_merges_all_adapters_or_none():
+    config = llama_config(50, d_model=32, n_layers=2, n_heads=2, d_ff=64)
+    model = Transformer(config, torch.Generator().manual_seed(0))
+    quantize_linears(model, Format("nf4", 4, 16), ("mlp.down",))
+    add_lora(model, LoRA(2, targets=("attention.q", "mlp.down")))  # plain, then quantised
+    for weight in trainable(model).values():
+        weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match="dequantise it first"):
+        merge(model)
+    assert all(layer.original is None for layer in wrapped_layers(model).values())
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
