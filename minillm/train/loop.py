@@ -6,7 +6,7 @@ B batch, T time, V vocabulary.
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -140,45 +140,27 @@ def train(
     settings = _settings(steps, lr, warmup_steps, weight_decay, accumulate, clip)
     if checkpoint is not None and not hasattr(batches, "state_dict"):
         raise ValueError("checkpoint needs batches that know their position: pass a Batches")
+    path = None if checkpoint is None else Path(checkpoint)
     optimizer = adamw(model, lr, weight_decay)
-    run = _Run(model, optimizer, batches, generators, History(), settings)
-    if checkpoint is not None and Path(checkpoint).exists():
-        run.load(checkpoint)
-    history = run.history
+    run = _Run(model, optimizer, batches, generators, History(), settings, path)
+    if path and path.exists():
+        run.load()
     stream = batches.forever() if hasattr(batches, "forever") else iter(batches)
     evaluate_every = evaluate_every or steps
 
     model.train()
-    done = len(history.steps)
-    quiet = not progress
+    done, quiet = len(run.history.steps), not progress
     with tqdm(total=steps, initial=done, disable=quiet, file=sys.stdout, mininterval=1) as bar:
         for step in range(done, steps):
-            started = time.perf_counter()
-            rate = warmup_cosine(
-                step, peak=lr, warmup_steps=settings["warmup_steps"], total_steps=steps
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, count = accumulate_gradients(model, _take(stream, accumulate, step), loss_fn)
-            norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
-            if not math.isfinite(loss + norm):
-                raise TrainingDiverged(_diverged(step, loss, norm, rate, checkpoint))
-            optimizer.step()
-
-            history.steps.append(step)
-            history.losses.append(loss)
-            history.lrs.append(rate)
-            history.gradient_norms.append(norm)
-            history.n_tokens += count
-            history.seconds += time.perf_counter() - started
+            loss = run.update(step, stream, loss_fn)
             last = step + 1 == steps
             if evaluate and (last or (step + 1) % evaluate_every == 0):
-                history.evals.append((step + 1, evaluate(model)))
-            if checkpoint is not None and (last or (step + 1) % checkpoint_every == 0):
-                run.save(checkpoint)
+                run.history.evals.append((step + 1, evaluate(model)))
+            if path and (last or (step + 1) % checkpoint_every == 0):
+                run.save()
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
-    return history
+    return run.history
 
 
 def _settings(steps, lr, warmup_steps, weight_decay, accumulate, clip) -> dict:
@@ -200,28 +182,28 @@ def _settings(steps, lr, warmup_steps, weight_decay, accumulate, clip) -> dict:
     }
 
 
-def _take(stream, n: int, step: int) -> list[Batch]:
+def _take(stream: Iterator[Batch], n: int, step: int) -> list[Batch]:
     micro_batches = list(islice(stream, n))
     if len(micro_batches) < n:
         raise ValueError(f"the batches ran out at step {step}: pass a Batches, which never ends")
     return micro_batches
 
 
-def _diverged(step, loss, norm, rate, checkpoint) -> str:
+def _diverged(step: int, loss: float, norm: float, rate: float, path: Path | None) -> str:
     """The error message: what broke, at which step, and from where to go on."""
     text = (
         f"step {step}: the loss is {loss} and the gradient norm {norm}, at learning rate "
         f"{rate:.2g}. The update was not applied: the model keeps the weights it had before"
     )
-    if checkpoint is not None and Path(checkpoint).exists():
-        after = len(checkpoints.load(checkpoint)["history"]["steps"])
-        text += f", and {checkpoint} holds the whole state after {after} steps"
+    if path and path.exists():
+        after = len(checkpoints.load(path)["history"]["steps"])
+        text += f", and {path} holds the whole state after {after} steps"
     return text + ". Lower lr, lengthen warmup_steps, or look at this step's batch."
 
 
 @dataclass
 class _Run:
-    """Everything that has to survive a crash."""
+    """Everything that has to survive a crash, and how one update changes it."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -229,8 +211,36 @@ class _Run:
     generators: Sequence[torch.Generator]
     history: History
     settings: dict
+    path: Path | None  # of the checkpoint
 
-    def save(self, path: str | Path) -> None:
+    def update(self, step: int, stream: Iterator[Batch], loss_fn: LossFn) -> float:
+        """Change the weights once and note it in the history; the mean loss before the change."""
+        started = time.perf_counter()
+        rate = warmup_cosine(
+            step,
+            peak=self.settings["lr"],
+            warmup_steps=self.settings["warmup_steps"],
+            total_steps=self.settings["steps"],
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        micro_batches = _take(stream, self.settings["accumulate"], step)
+        loss, count = accumulate_gradients(self.model, micro_batches, loss_fn)
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip"]))
+        if not math.isfinite(loss + norm):
+            raise TrainingDiverged(_diverged(step, loss, norm, rate, self.path))
+        self.optimizer.step()
+
+        history = self.history
+        history.steps.append(step)
+        history.losses.append(loss)
+        history.lrs.append(rate)
+        history.gradient_norms.append(norm)
+        history.n_tokens += count
+        history.seconds += time.perf_counter() - started
+        return loss
+
+    def save(self) -> None:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -239,10 +249,10 @@ class _Run:
             "history": asdict(self.history),
             "settings": self.settings,
         }
-        checkpoints.save(path, state)
+        checkpoints.save(self.path, state)
 
-    def load(self, path: str | Path) -> None:
-        state = checkpoints.load(path)
+    def load(self) -> None:
+        path, state = self.path, checkpoints.load(self.path)
         if state.get("settings") != self.settings:
             raise ValueError(
                 f"{path} belongs to another run, with {state.get('settings')}; this one has "
