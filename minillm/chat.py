@@ -17,11 +17,13 @@ import torch
 
 import minillm
 from minillm.adapt.lora_files import load_adapters
+from minillm.adapt.quant_cache import Int8Cache
 from minillm.adapt.wrap import merge
 from minillm.data.assets import AssetError
 from minillm.infer.chat import PLAIN, SMOLLM2_SYSTEM, Chat
 from minillm.infer.sampling import Sampler
 from minillm.model import hf
+from minillm.model.cache import KVCache
 
 HELP = "/reset forgets the conversation, /quit leaves; Ctrl-C stops an answer."
 
@@ -58,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-new-tokens", type=int, help="length of an answer (default: 256)")
     parser.add_argument("--context", type=int, help="tokens remembered (default: at most 2048)")
+    parser.add_argument(
+        "--int8-cache", action="store_true", help="remember in 8 bits: a quarter of the memory"
+    )
     parser.add_argument("--system", help="instructions that stand before the conversation")
     parser.add_argument(
         "--seed", type=int, help="repeat a conversation (default: another each time)"
@@ -91,6 +96,7 @@ def _start(given: argparse.Namespace) -> Chat:
         generator=generator,
         max_new_tokens=given.max_new_tokens,
         context=given.context,
+        cache_type=Int8Cache if given.int8_cache else KVCache,
     )
 
 

@@ -136,6 +136,7 @@ class Chat:
         generator: torch.Generator | None = None,
         max_new_tokens: int | None = None,
         context: int | None = None,
+        cache_type: type[KVCache] = KVCache,
     ):
         """Start a conversation.
 
@@ -149,6 +150,7 @@ class Chat:
             max_new_tokens: the most tokens of one answer; None is 256, or half the context if less.
             context: the most tokens of the whole conversation, for which memory is taken at once;
                 None is the model's `max_length`, but at most 2,048.
+            cache_type: what holds the keys and values, such as `adapt.quant_cache.Int8Cache`.
 
         Raises:
             ValueError: the model is no decoder, or the context has no room for an answer.
@@ -168,6 +170,7 @@ class Chat:
         self.template = template or find_template(tokenizer)
         self.sampler, self.generator = sampler or Sampler(), generator
         self.max_new_tokens, self.context = max_new_tokens, context
+        self.cache_type = cache_type
         messages = [("system", system)] if system else []
         self._start = self.template.encode(tokenizer, messages, answer=False)
         self._stop_tokens = set()
@@ -243,7 +246,7 @@ class Chat:
 
     def _forget_reading(self) -> None:
         dtype = next(self.model.parameters()).dtype
-        self._cache = KVCache(self.model.config, 1, self.context, self.model.device, dtype)
+        self._cache = self.cache_type(self.model.config, 1, self.context, self.model.device, dtype)
 
     @torch.inference_mode()
     def _read(self) -> Tensor:

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from minillm import chat as command
+from minillm.adapt.quant_cache import Int8Cache
 from minillm.data.tokenizer import Tokenizer
 from minillm.infer.chat import CHATML, LLAMA3, PHI4, PLAIN, Chat, find_template
 from minillm.infer.engine import generate
 from minillm.infer.sampling import Sampler
 from minillm.model import hf
+from minillm.model.cache import KVCache
 from minillm.model.config import llama_config
 from minillm.model.transformer import Transformer
 
@@ -71,6 +73,19 @@ def test_every_answer_is_what_reading_the_whole_conversation_anew_gives(model, t
             model, [before], max_new_tokens=12, stop_tokens=stop, sampler=GREEDY
         )  # fmt: skip
         assert answer == anew and len(answer) > 3
+
+
+def test_a_cache_in_8_bits_answers_as_one_that_reads_the_whole_conversation_anew(model, tokenizer):
+    """Also after the oldest exchanges were forgotten, when the cache is made anew."""
+    chat = new_chat(model, tokenizer, context=100, cache_type=Int8Cache)
+    forgotten = 0
+    for question in QUESTIONS * 3:
+        answer, before = answer_tokens(chat, question)
+        forgotten += chat.forgotten
+        settings = {"max_new_tokens": 12, "sampler": GREEDY, "cache_type": Int8Cache}
+        assert answer == generate(model, [before], **settings)[0]
+        assert type(chat._cache) is Int8Cache
+    assert forgotten
 
 
 def test_each_token_is_read_once(model, tokenizer, monkeypatch):
@@ -306,6 +321,19 @@ def test_interrupting_stops_the_answer_and_not_the_program(typed, monkeypatch, c
     out, err = capsys.readouterr()
     assert len(reads) == 3 + 5  # the second answer is whole
     assert out.count("\n") >= 2 and "/quit leaves" in err
+
+
+def test_the_cache_is_in_8_bits_if_asked_for(typed, monkeypatch):
+    caches, read = [], Chat._read
+
+    def watched(chat):
+        caches.append(type(chat._cache))
+        return read(chat)
+
+    monkeypatch.setattr(Chat, "_read", watched)
+    for option in ((), ("--int8-cache",)):
+        typed("who are you", arguments=("tiny", "--temperature", "0", *option))
+    assert caches[0] is KVCache and caches[-1] is Int8Cache
 
 
 def test_a_message_that_is_too_long_is_not_sent(typed, capsys):
