@@ -94,6 +94,8 @@ class Attention(nn.Module):
         if turning:
             qk = self.rotate(parts[0], *rotation)
             parts[:1] = qk.split_with_sizes([self.n_heads, self.n_kv_heads], dim=1)
+            if torch.is_grad_enabled():  # a view would keep all of qkv for the backward pass
+                parts[-1] = parts[-1].contiguous()
         return parts
 
     def normalise(self, qkv: Tensor) -> Tensor:

@@ -113,22 +113,24 @@ class GatedMLP(nn.Module):
 
 
 class SwiGLU(torch.autograd.Function):
-    """silu(gate) · up; the gradients of both are written into one tensor, not copied together."""
+    """silu(gate) · up, keeping for the backward pass only what it was given.
+
+    The gradients of both are written into one tensor, not copied together.
+    """
 
     @staticmethod
     def forward(ctx, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        opened = F.silu(gate)
-        ctx.save_for_backward(gate_up, opened)
-        return opened * up
+        ctx.save_for_backward(gate_up)
+        return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        gate_up, opened = ctx.saved_tensors
+        (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
         both = torch.empty_like(gate_up)
         d_gate, d_up = both.chunk(2, dim=-1)
-        torch.mul(gradient, opened, out=d_up)
+        torch.mul(gradient, F.silu(gate), out=d_up)
         torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=d_gate)
         return both
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minillm.train.losses import IGNORE, next_token_loss, perplexity
+from minillm.train.losses import IGNORE, chunked_loss, next_token_loss, perplexity
 
 
 def random_case(seed=0):
@@ -66,3 +66,45 @@ def test_perplexity_of_a_uniform_guess_is_the_number_of_choices():
     assert perplexity(torch.tensor(0.0)) == 1.0
     with pytest.raises(ValueError, match="cannot be negative"):
         perplexity(-0.1)
+
+
+@pytest.mark.parametrize("n_rows", [1, 4, 100])
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_loss_in_chunks_is_the_loss_with_its_gradients(n_rows, learns):
+    generator = torch.Generator().manual_seed(0)
+    _, targets = random_case()
+    runs = []
+    for chunked in (True, False):
+        layer = torch.nn.Linear(5, 11)
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(11, 5, generator=generator.manual_seed(1)))
+            layer.bias.copy_(torch.randn(11, generator=generator))
+        layer.requires_grad_(learns)
+        hidden = torch.randn(21, 5, generator=generator).requires_grad_()
+        if chunked:
+            learned = [p for p in layer.parameters() if p.requires_grad]
+            loss = chunked_loss(layer, hidden, targets.flatten(), learned, n_rows)
+        else:
+            loss = next_token_loss(layer(hidden), targets.flatten(), reduction="sum")
+        (0.3 * loss).backward()
+        runs.append((loss.detach(), hidden.grad, layer.weight.grad, layer.bias.grad))
+    for found, expected in zip(*runs, strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None:
+            torch.testing.assert_close(found, expected)
+
+
+def test_a_loss_in_chunks_without_gradients_and_with_nothing_to_score():
+    hidden, targets = torch.randn(4, 11), torch.full((4,), IGNORE)
+    with torch.no_grad():
+        assert chunked_loss(torch.nn.Identity(), hidden, targets).item() == 0.0
+    hidden.requires_grad_()
+    chunked_loss(torch.nn.Identity(), hidden, targets, n_rows=3).backward()
+    assert torch.equal(hidden.grad, torch.zeros_like(hidden))
+
+
+def test_a_loss_in_chunks_refuses():
+    with pytest.raises(ValueError, match="n_rows=0: expected at least 1"):
+        chunked_loss(torch.nn.Identity(), torch.ones(2, 3), torch.ones(2).long(), n_rows=0)
+    with pytest.raises(ValueError, match=r"expected \(N, C\) and \(N,\)"):
+        chunked_loss(torch.nn.Identity(), torch.ones(2, 3), torch.ones(3).long())
