@@ -137,7 +137,7 @@ def steps(
         histories = histories.repeat_interleave(n_samples, dim=0)
 
     for step in range(max_new_tokens):
-        tokens = sampler.choose(logits, uniforms[rows, step].to(logits.device), histories)
+        tokens = sampler.choose(logits, uniforms[:, step].to(logits.device), histories)
         yield Step(rows, tokens, logits)
         going = [i for i, token in enumerate(tokens.tolist()) if token not in stop_tokens]
         if not going or step + 1 == max_new_tokens:
@@ -148,7 +148,8 @@ def steps(
             going = close_ranks(going)
             kept = torch.tensor(going, device=tokens.device)
             cache.keep(kept)
-            tokens, rows = tokens[kept], [rows[i] for i in going]
+            tokens, uniforms = tokens[kept], uniforms[going]
+            rows = [rows[i] for i in going]
             histories = None if histories is None else histories[kept]
         logits = decode_step(model, tokens, cache)
 

@@ -86,10 +86,6 @@ def rollout(
             "log-probability to learn from"
         )
     check_prompts(model, prompts, max_new_tokens)
-    n_rows = len(prompts) * n_samples
-    actions = torch.zeros(n_rows, max_new_tokens, dtype=torch.int64, device=model.device)
-    log_probs = torch.zeros(n_rows, max_new_tokens, device=model.device)
-    taken = torch.zeros_like(actions, dtype=torch.bool)
     chosen = steps(
         model,
         prompts,
@@ -99,10 +95,21 @@ def rollout(
         generator=generator,
         n_samples=n_samples,
     )
+    rows, columns, tokens, scores = [], [], [], []
     for i, step in enumerate(chosen):
-        scores = (step.logits.float() / temperature).log_softmax(-1)
-        log_probs[step.rows, i] = scores.gather(-1, step.tokens[:, None]).squeeze(-1)
-        actions[step.rows, i], taken[step.rows, i] = step.tokens, True
+        known = (step.logits.float() / temperature).log_softmax(-1)
+        scores.append(known.gather(-1, step.tokens[:, None]).squeeze(-1))
+        tokens.append(step.tokens)
+        rows += step.rows
+        columns += [i] * len(step.rows)
+
+    # From steps to rows: (B, actions of the longest row).
+    places = tuple(torch.tensor([rows, columns], device=model.device))
+    actions = torch.full((len(prompts) * n_samples, columns[-1] + 1), IGNORE, device=model.device)
+    actions[places] = torch.cat(tokens)
+    log_probs = torch.zeros(actions.shape, device=model.device)
+    log_probs[places] = torch.cat(scores)
+    taken = actions != IGNORE
 
     said = [row[:n] for row, n in zip(actions.tolist(), taken.sum(1).tolist(), strict=True)]
     prompts = [prompt for prompt in prompts for _ in range(n_samples)]

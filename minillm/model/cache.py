@@ -43,6 +43,7 @@ class KVCache:
         self.values = torch.zeros(*room, value_width, device=device, dtype=dtype)
         # The lengths live on the host: the common case below needs them without waiting for a GPU.
         self._lengths = [0] * batch_size
+        self._places: tuple[Tensor, Tensor] | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -73,10 +74,9 @@ class KVCache:
 
     def positions(self, n_new: int) -> Tensor:
         """Positions of the new tokens: (T,) while all rows are equally long, else (B, T)."""
-        steps = torch.arange(n_new, device=self.keys.device)
         if self.is_ragged:
-            return self.lengths[:, None] + steps
-        return self._lengths[0] + steps
+            return self.places(n_new)[1]
+        return self._lengths[0] + torch.arange(n_new, device=self.keys.device)
 
     @property
     def nbytes(self) -> int:
@@ -95,11 +95,18 @@ class KVCache:
         """
         n_new, reach = new.shape[2], self.reach(new.shape[2])
         if self.is_ragged:
-            rows = torch.arange(self.batch_size, device=room.device)[:, None]
-            room[rows, :, self.positions(n_new)] = new.transpose(1, 2).to(room.dtype)
+            rows, positions = self.places(n_new)
+            room[rows, :, positions] = new.transpose(1, 2).to(room.dtype)
         else:
             room.narrow(2, reach - n_new, n_new).copy_(new)
         return room.narrow(2, 0, reach)
+
+    def places(self, n_new: int) -> tuple[Tensor, Tensor]:
+        """Rows (B, 1) and positions (B, T) of new tokens, made once a step for all layers."""
+        if self._places is None or self._places[1].shape[1] != n_new:
+            rows = torch.arange(self.batch_size, device=self.keys.device)[:, None]
+            self._places = rows, self.lengths[:, None] + torch.arange(n_new, device=rows.device)
+        return self._places
 
     def advance(self, n: int | Tensor | list[int]) -> None:
         """Count the last ``n`` written tokens as real: one number, or one for each row."""
@@ -111,7 +118,7 @@ class KVCache:
         lengths = [old + new for old, new in zip(self._lengths, counts, strict=True)]
         if max(lengths) > self.max_length:
             raise ValueError(f"row lengths {lengths} exceed max_length={self.max_length}")
-        self._lengths = lengths
+        self._lengths, self._places = lengths, None
 
     def keep(self, rows: Tensor) -> None:
         """Drop finished rows: keep those named by indices (B',) or by a boolean mask (B,).
@@ -130,7 +137,7 @@ class KVCache:
                     room[:, moved] = room[:, rows[moved]]
             rows = slice(len(sources))
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self._lengths = [self._lengths[i] for i in sources]
+        self._lengths, self._places = [self._lengths[i] for i in sources], None
 
 
 def close_ranks(going: list[int]) -> list[int]:
