@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minillm.align.dpo import dpo_loss
 from minillm.align.logprobs import log_probs, masked_sum
+from minillm.align.reward import ScalarModel, bradley_terry_loss
 from minillm.data.packing import IGNORE, Batch
 from minillm.infer.rollout import response_batch
 from minillm.model.transformer import Transformer
@@ -91,3 +92,9 @@ def preference_loss(
         return loss(*sides, **settings) * n_pairs, n_pairs
 
     return loss_fn
+
+
+def reward_model_loss(model: ScalarModel, pairs: PreferenceBatch) -> tuple[Tensor, int]:
+    """Bradley–Terry on the sum over each response's tokens, for `train`: (sum, number of pairs)."""
+    chosen, rejected = model.over_response(pairs.batch).chunk(2)
+    return bradley_terry_loss(chosen, rejected) * len(chosen), len(chosen)

@@ -42,6 +42,20 @@ class ScalarModel(nn.Module):
         ends = end_positions(batch)
         return self(batch.tokens)[torch.arange(len(ends), device=ends.device), ends]
 
+    def over_response(self, batch: Batch) -> Tensor:
+        """One number a response, (B,): the sum over its tokens, the end token included.
+
+        For small models and few labels: every token's number is learned at once, where `at_end`
+        must first find out how to carry what was said to the end.
+
+        Raises:
+            ValueError: as for `at_end`.
+        """
+        end_positions(batch)  # refuses what has no response
+        spoken = torch.zeros_like(batch.targets, dtype=torch.bool)
+        spoken[:, 1:] = (batch.targets != IGNORE)[:, :-1]  # where an action stands as a token
+        return self(batch.tokens).where(spoken, 0.0).sum(1)
+
 
 def end_positions(batch: Batch) -> Tensor:
     """Where the last token of each response stands, (B,) int64: one behind the last action.
