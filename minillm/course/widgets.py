@@ -1,11 +1,12 @@
-"""Pieces that several lessons share: coloured tokens, bars of next tokens, a box to chat in.
+"""Pieces that several lessons share: coloured tokens, bars, a group of answers, a box to chat in.
 
-Tokens and bars draw from plain values and know no model, so the same call makes the static
+All but the box draw from plain values and know no model, so the same call makes the static
 picture.
 """
 
 import contextlib
 import html
+from collections import Counter
 from collections.abc import Sequence
 
 import ipywidgets
@@ -100,6 +101,61 @@ def next_token_bars(
     ax.set(xlim=(0, 1.1), xlabel="probability of the next token", title=title)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
     ax.grid(axis="y", visible=False)
+
+
+def group_table(
+    question: str,
+    answers: Sequence[str],
+    rewards: Sequence[float],
+    advantages: Sequence[float],
+) -> HTML:
+    """One group: what a policy answered to one question, what it earned, what it will learn.
+
+    Answers that are word for word the same share a row, with their number; the best come first.
+    The bar is the advantage: to the right and blue where the answer is made more likely, to the
+    left and red where less, and none in a group that teaches nothing.
+
+    Raises:
+        ValueError: not as many rewards and advantages as answers, or no answers.
+    """
+    if not len(answers) == len(rewards) == len(advantages) or not answers:
+        raise ValueError(
+            f"{len(answers)} answers, {len(rewards)} rewards and {len(advantages)} advantages: "
+            "expected as many of each, and at least one"
+        )
+    given = zip(answers, map(float, rewards), map(float, advantages), strict=True)
+    counts = Counter(given)
+    largest = max(abs(advantage) for _, _, advantage in counts) or 1.0
+    rows = sorted(counts.items(), key=lambda row: (-row[0][2], -row[1], row[0][0]))
+    body = "".join(_group_row(*row, n, largest) for row, n in rows)
+    heads = "".join(
+        f'<th style="text-align:left;padding:2px 10px">{name}</th>'
+        for name in ("times", "answer", "reward", "advantage")
+    )
+    return HTML(
+        '<div style="background:white;color:#111;padding:8px;border-radius:6px;'
+        'display:inline-block">'
+        f'<div style="font-family:monospace;padding:2px 10px"><b>{html.escape(question)}</b></div>'
+        f'<table style="color:#111;border-collapse:collapse"><tr>{heads}</tr>{body}</table></div>'
+    )
+
+
+def _group_row(answer: str, reward: float, advantage: float, n: int, largest: float) -> str:
+    width = round(60 * abs(advantage) / largest)
+    left, colour = (60, COLORS["blue"]) if advantage > 0 else (60 - width, COLORS["vermillion"])
+    bar = (
+        '<div style="position:relative;width:120px;height:12px;'
+        'background:linear-gradient(#999,#999) center/1px 100% no-repeat">'
+        f'<div style="position:absolute;left:{left}px;width:{width}px;height:12px;'
+        f'background:{colour}"></div></div>'
+    )
+    cells = (
+        f"{n}×",
+        f'<span style="font-family:monospace">{html.escape(visible(answer))}</span>',
+        f"{reward:g}",
+        f'<div style="display:flex;gap:8px;align-items:center">{bar}{advantage:+.2f}</div>',
+    )
+    return "<tr>" + "".join(f'<td style="padding:2px 10px">{c}</td>' for c in cells) + "</tr>"
 
 
 def chat_box(chat: Chat) -> ipywidgets.VBox:

@@ -134,3 +134,27 @@ def test_chat_box_starts_again(box):
     send.click()
     again.click()
     assert chat.heard == [] and states[-1] == ""
+
+
+def test_group_table_counts_equal_answers_and_shows_which_way_each_is_pushed():
+    text = widgets.group_table(
+        "1+2=", ["1 3 #3", "1 4 #4", "1 4 #4", "<3>"], [1.0, 0.0, 0.0, 0.0], [1.5, -0.5, -0.5, -0.5]
+    ).data
+    rows = text.split("<tr>")[2:]
+    assert ["1×" in rows[0], "2×" in rows[1], "1×" in rows[2]] == [True] * 3
+    assert "1␣3␣#3" in rows[0] and "+1.50" in rows[0] and "1+2=" in text
+    assert "left:60px;width:60px" in rows[0] and figures.COLORS["blue"] in rows[0]
+    assert "left:40px;width:20px" in rows[1] and figures.COLORS["vermillion"] in rows[1]
+    assert "&lt;3&gt;" in rows[2]
+
+
+def test_group_table_of_a_group_that_teaches_nothing_has_no_bars():
+    text = widgets.group_table("?", ["a", "b"], [0, 0], [0, 0]).data
+    assert text.count("width:0px") == 2 and "nan" not in text
+
+
+def test_group_table_refuses_what_does_not_belong_together():
+    with pytest.raises(ValueError, match="2 answers, 1 rewards and 2 advantages"):
+        widgets.group_table("?", ["a", "b"], [0], [0, 0])
+    with pytest.raises(ValueError, match="0 answers"):
+        widgets.group_table("?", [], [], [])
