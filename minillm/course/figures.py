@@ -9,12 +9,15 @@ white, so that it reads on light and on dark themes.
 import base64
 import html
 import io
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML, display
+from matplotlib.transforms import Bbox
 
 COLORS = {
     "blue": "#0072B2",
@@ -153,6 +156,52 @@ def curves(
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if len(series) + len(levels or {}) > 1:
         ax.legend()
+
+
+def label_points(
+    ax: plt.Axes, labels: Sequence[str], points, *, colors: Sequence, fontsize: float = 9
+) -> None:
+    """Write each label by its point, where it covers no other label, no point and no legend.
+
+    A label that finds no room beside its point stands farther off, on a thin line; where a crowd
+    leaves no room at all the point stays without a name. Call it last, once for all points.
+
+    Args:
+        points: (n, 2), in the units of the axes.
+        colors: one for each label.
+    """
+    ax.figure.canvas.draw()  # only then does the figure know where its points are
+    pixels = ax.figure.dpi / 72  # in one point of type, the unit of all that follows
+    centres = ax.transData.transform(_array(points)) / pixels
+    room = Bbox(ax.bbox.get_points() / pixels)
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in centres]
+    if legend := ax.get_legend():
+        taken.append(Bbox(legend.get_window_extent().get_points() / pixels))
+    for label, point, centre, color in zip(labels, points, centres, colors, strict=True):
+        probe = ax.text(0, 0, label, fontsize=fontsize)
+        size = probe.get_window_extent().size / pixels
+        probe.remove()
+        if (box := _free_box(centre, size, room, taken)) is None:
+            continue
+        taken.append(box)
+        middle = ((box.x0 + box.x1) / 2 - centre[0], (box.y0 + box.y1) / 2 - centre[1])
+        ax.annotate(
+            label, point, middle, textcoords="offset points", ha="center", va="center",
+            fontsize=fontsize, color=color,
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkB": 3},
+        )  # fmt: skip
+
+
+def _free_box(centre, size, room: Bbox, taken: Sequence[Bbox]) -> Bbox | None:
+    """The nearest box of a size around a centre that lies in the room and on nothing taken."""
+    for gap, angle in itertools.product(range(6, 60, 6), range(0, 360, 30)):
+        x = centre[0] + math.cos(math.radians(angle)) * (gap + size[0] / 2)
+        y = centre[1] + math.sin(math.radians(angle)) * (gap + size[1] / 2)
+        box = Bbox.from_bounds(x - size[0] / 2, y - size[1] / 2, *size)
+        inside = room.contains(box.x0, box.y0) and room.contains(box.x1, box.y1)
+        if inside and not any(box.overlaps(other) for other in taken):
+            return box
+    return None
 
 
 def _array(values) -> np.ndarray:

@@ -1,8 +1,10 @@
 """Figures and widgets: what the reader gets as HTML, and what is refused."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 from minillm.course import figures, widgets
 
@@ -158,3 +160,27 @@ def test_group_table_refuses_what_does_not_belong_together():
         widgets.group_table("?", ["a", "b"], [0], [0, 0])
     with pytest.raises(ValueError, match="0 answers"):
         widgets.group_table("?", [], [], [])
+
+
+def test_labels_of_a_crowd_cover_nothing():
+    """Thirty points in a heap beside one alone, and a legend: no name hides anything."""
+    points = np.random.default_rng(0).normal(0, 0.08, (30, 2))
+    points = np.concatenate([points, [[1.0, 1.0]]])
+    labels = [f"word {i}" for i in range(31)]
+    fig, ax = plt.subplots()
+    ax.scatter(*points.T, s=18, label="words")
+    ax.legend(loc="lower left")
+    figures.label_points(ax, labels, points, colors=["blue"] * 31)
+    fig.canvas.draw()
+    drawn = {text.get_text(): Text.get_window_extent(text) for text in ax.texts}
+    assert len(drawn) >= 20 and "word 30" in drawn
+    boxes = [box.padded(-1) for box in drawn.values()]  # the edges may be a rounding apart
+    others = [ax.get_legend().get_window_extent(), *boxes]
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for j, other in enumerate(others) if j != i + 1)
+        assert not any(box.contains(*place) for place in ax.transData.transform(points))
+        assert box.x0 > ax.bbox.x0 and box.x1 < ax.bbox.x1
+        assert box.y0 > ax.bbox.y0 and box.y1 < ax.bbox.y1
+    alone, place = drawn["word 30"], ax.transData.transform((1.0, 1.0))
+    assert np.hypot(*(alone.get_points().mean(0) - place)) < alone.width / 2 + 12
+    plt.close(fig)
