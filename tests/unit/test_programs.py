@@ -72,11 +72,11 @@ def test_programs_fail_alone():
         "g = 1",
         "def f(x): return {1, 2}",  # no JSON
         "def f(x):\n    x.append(5)\n    return x",
-        "def f(x): return x[1:]",
+        "def f(x): return x",  # and not what its neighbour has appended to
     ]
     did = behaviours(texts, [[[1, 2]], [[]]])
     nothing = (None, None)
-    assert did == [("[2]", "[]"), *[nothing] * 4, ("[1, 2, 5]", "[5]"), ("[2]", "[]")]
+    assert did == [("[2]", "[]"), *[nothing] * 4, ("[1, 2, 5]", "[5]"), ("[1, 2]", "[]")]
 
 
 @confined
@@ -93,6 +93,7 @@ def test_filter_and_cluster_by_hand():
     did = [("1", "4"), ("2", "4"), ("1", "5"), (None, None), ("1", "5"), ("1", None)]
     assert passing(did, [1]) == [0, 2, 4, 5]
     assert passing(did, [1, 5]) == [2, 4]
+    assert passing(did, [4]) == []  # the right value in another place
     assert passing(did, []) == list(range(6))
     assert clusters(did) == [[2, 4], [0], [1], [5]]
     assert clusters(did, passing(did, [1])) == [[2, 4], [0], [5]]

@@ -98,6 +98,26 @@ def test_finished_paths_stay_and_are_not_continued(policy):
     assert found.n_tokens == 2 * 60  # one round
 
 
+def test_a_finished_path_keeps_its_place_while_others_go_on(policy):
+    def loves_the_end_first(prompts, responses):
+        return torch.tensor([1.0 if r == (END,) else 0.5 ** len(r) for r in responses])
+
+    found = beam_search_steps(
+        steps(policy), PROMPTS, loves_the_end_first, beams=2, expand=60, generator=rng()
+    )
+    for paths in found.paths:
+        assert paths[0].tokens == (END,)
+        assert len(paths[1].tokens) > 1
+
+
+def test_a_step_may_be_shorter_than_allowed(policy):
+    two = steps(policy, max_step_tokens=2, step_ends=(3,), max_steps=1)
+    found = beam_search_steps(two, PROMPTS, loves_threes, beams=9, expand=20, generator=rng())
+    for paths in found.paths:
+        assert (3,) in [path.tokens for path in paths]
+        assert all(3 not in path.tokens[:-1] for path in paths)
+
+
 def test_steps_end_where_they_should(policy):
     def longest(prompts, responses):
         for response in responses:  # whole steps only: two tokens, or up to a 3
