@@ -39,16 +39,18 @@ _WORD = re.compile("[a-z]+")
 def true_reward(text: str) -> float:
     """How much the reader enjoys a text.
 
-    Every liked word counts 1, but only once: said again it costs 1, since nobody likes to be told
-    twice. Every disliked word costs 1, each time.
+    A liked word counts 1, but only once: said again it costs 1. A disliked word costs 1 each time.
+    And stuttering costs 1: a word that stands among the three before it.
 
-    >>> true_reward("The kind lamb sang."), true_reward("Kind, kind, kind."), true_reward("Sad.")
-    (3.0, -1.0, -1.0)
+    >>> true_reward("The kind lamb sang."), true_reward("Sad? Cold."), true_reward("No, no, no.")
+    (1.0, -1.0, -2.0)
     """
     said = _WORD.findall(text.lower())
     liked = [word for word in said if word in LIKED]
+    disliked = [word for word in said if word in DISLIKED]
+    stutters = [word for i, word in enumerate(said) if word in said[max(0, i - 3) : i]]
     again = len(liked) - len(set(liked))
-    return float(len(set(liked)) - again - sum(word in DISLIKED for word in said))
+    return float(len(set(liked)) - again - len(disliked) - len(stutters))
 
 
 def true_rewards(responses: Sequence[Sequence[int]]) -> Tensor:

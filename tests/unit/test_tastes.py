@@ -9,14 +9,20 @@ from minillm.data import stories, tastes
 def test_liked_words_count_once_and_disliked_ones_each_time():
     """Red, kind and zoo: 3. Grey twice: −2. Red again: −1. A word in another word is none."""
     assert tastes.true_reward("Red kind zoo.") == 3
-    assert tastes.true_reward("Red kind zoo. Grey, grey. Red.") == 0
+    assert tastes.true_reward("Red kind zoo. Grey and the grey. And a red.") == 3 - 2 - 1 - 1
     assert tastes.true_reward("The kindest bored-looking reddish cat.") == -1
     assert tastes.true_reward("") == 0
 
 
+def test_a_word_among_the_three_before_it_is_a_stutter():
+    assert tastes.true_reward("Tom ran home and Tom sat") == 0
+    assert tastes.true_reward("Tom ran and Tom sat") == -1
+    assert tastes.true_reward("Tom Tom tom") == -2
+
+
 def test_saying_a_liked_word_again_and_again_is_punished_without_end():
     rewards = [tastes.true_reward("kind " * n) for n in range(1, 6)]
-    assert rewards == [1, 0, -1, -2, -3]
+    assert rewards == [1, -1, -3, -5, -7]
 
 
 def test_the_taste_is_about_words_that_stories_contain():
