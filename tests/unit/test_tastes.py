@@ -9,7 +9,7 @@ from minillm.data import stories, tastes
 def test_liked_words_count_once_and_disliked_ones_each_time():
     """Red, kind and zoo: 3. Grey twice: −2. Red again: −1. A word in another word is none."""
     assert tastes.true_reward("Red kind zoo.") == 3
-    assert tastes.true_reward("Red kind zoo. Grey and the grey. And a red.") == 3 - 2 - 1 - 1
+    assert tastes.true_reward("Red kind zoo. Grey and then the grey. And a red.") == 3 - 2 - 1
     assert tastes.true_reward("The kindest bored-looking reddish cat.") == -1
     assert tastes.true_reward("") == 0
 
