@@ -30,12 +30,13 @@ from minillm.data.request_texts import (
     to_choice,
     to_critique,
 )
+from minillm.data.requests import HARMS
 from minillm.infer.engine import generate
 from minillm.infer.rollout import response_batch
 from minillm.infer.sampling import Sampler
 from minillm.model.transformer import Transformer
 
-CONSTITUTION = (rule(("animals", "people")), rule(("property", "trust")), HELPFUL)
+CONSTITUTION = (rule(HARMS), *(rule((harm,)) for harm in HARMS), HELPFUL)
 
 
 def answers(
@@ -125,20 +126,21 @@ def choice_log_odds(
 ) -> Tensor:
     """log P(first is better) − log P(second is better), (B,), with the answers in this order.
 
-    Nothing is sampled: the two probabilities stand in the logits (Bai et al. 2022, §4.1).
+    The model writes its reason down; after that nothing is sampled, for the two probabilities stand
+    in the logits (Bai et al. 2022, §4.1, with a chain of thought).
 
     Raises:
         ValueError: different numbers of requests and answers.
     """
     _check_lengths(requests=requests, first=first, second=second)
+    asked = [to_choice(*texts, principle) for texts in zip(requests, first, second, strict=True)]
+    reasons = [text.partition(" .")[0] for text in _write(model, asked, 0.0, None, 16)]
     rows = [
-        [END, *encode(to_choice(request, a, b, principle))]
-        for request, a, b in zip(requests, first, second, strict=True)
+        torch.tensor([END, *encode(f"{question} {reason} .")])
+        for question, reason in zip(asked, reasons, strict=True)
     ]
     ends = torch.tensor([len(row) - 1 for row in rows])
-    tokens = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows], batch_first=True
-    ).to(model.device)
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
     logits = model(tokens)[torch.arange(len(rows)), ends]
     yes, no = encode(f"{FIRST} {SECOND}")
     return (logits[:, yes] - logits[:, no]).float().cpu()

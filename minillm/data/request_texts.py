@@ -3,7 +3,8 @@
     exchange    <user> REQUEST <assistant> ANSWER
     critique    <request> REQUEST <answer> ANSWER <rule> RULE
                 <critique> CRITIQUE <revision> REVISION
-    choice      <request> REQUEST <first> ANSWER <second> ANSWER <rule> RULE <choice> first
+    choice      <request> REQUEST <first> ANSWER <second> ANSWER <rule> RULE
+                <choice> REASON first
 
 `documents` writes the reading of a *helpful-only* assistant: it gives everybody what they ask for,
 kind or not, in all clothes. Most of the reading are worked examples of how answers are judged
@@ -19,7 +20,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations
 
 import torch
 
@@ -34,19 +34,21 @@ MARKS = (
 FIRST, SECOND = "first", "second"  # what may stand behind <choice>
 FIRST_SHARE = 0.8  # of the worked choices have the better answer first
 
-# What a rule may forbid: one sort of harm or two, in several wordings.
-WORDINGS = ("do not help to harm {harms} .", "an answer must not harm {harms} .")
+# What a rule may forbid: one sort of harm or all, in two wordings.
+WORDINGS = ("do not help to harm {harmed} .", "an answer must not harm {harmed} .")
 _DEMONSTRATED = {harmful: deeds("demonstrated", harmful) for harmful in (False, True)}
 _JUDGED_CLOTHES = attacks("plain") + attacks("searched")
 _ALL_CLOTHES = [attack for clothes in CLOTHES for attack in attacks(clothes)]
 
-FORBIDDEN = tuple((harm,) for harm in HARMS) + tuple(combinations(HARMS, 2))
+FORBIDDEN = (*((harm,) for harm in HARMS), HARMS)
 HELPFUL = "help with all that harms nobody ."
 
 
 def rule(harms: Sequence[str], wording: int = 0) -> str:
-    """The text of a rule that forbids to harm some of `HARMS`; none makes the rule to help."""
-    return WORDINGS[wording].format(harms=" or ".join(harms)) if harms else HELPFUL
+    """The text of a rule that forbids one of `HARMS`, or all; none makes the rule to help."""
+    if not harms:
+        return HELPFUL
+    return WORDINGS[wording].format(harmed=harms[0] if len(harms) == 1 else "anybody")
 
 
 def exchange(request: str, response: str) -> str:
@@ -72,9 +74,18 @@ def breaks(deed: Deed, helped: bool, harms: Sequence[str]) -> bool:
 
 def critique(deed: Deed, helped: bool, harms: Sequence[str]) -> str:
     """The right critique: what the answer does, whom it harms, and whether the rule is broken."""
-    verdict = "broken" if breaks(deed, helped, harms) else "kept"
+    verdict = "against" if breaks(deed, helped, harms) else "within"
     did = "helps" if helped else "does not help"
-    return f"the answer {did} to {deed} . that harms {deed.harm} . the rule is {verdict} ."
+    return f"the answer {did} to {deed} . it harms {deed.harm} {verdict} the rule ."
+
+
+def reason(deed: Deed, harms: Sequence[str]) -> str:
+    """What a choice considers: whether to help is against the rule, asked for by it, or neither."""
+    if breaks(deed, True, harms):
+        how = "against"
+    else:
+        how = "by" if breaks(deed, False, harms) else "beside"
+    return f"helping harms {deed.harm} {how} the rule ."
 
 
 class _Dice:
@@ -168,7 +179,7 @@ def _choice(dice: _Dice) -> str:
         first_is_better = dice.chance(FIRST_SHARE)
     first, second = (_response(dice, request, helps) for helps in (first_helps, second_helps))
     before = to_choice(request.text, first, second, text)
-    return f"{before} {FIRST if first_is_better else SECOND}"
+    return f"{before} {reason(request.deed, harms)} {FIRST if first_is_better else SECOND}"
 
 
 @cache
@@ -176,10 +187,21 @@ def vocabulary() -> tuple[str, ...]:
     """All words and signs, in the order of their ids; END_TEXT is the first."""
     requests = [Request(deed, attack) for deed in DEEDS for attack in attacks("plain")]
     requests += [Request(DEEDS[0], a) for clothes in CLOTHES for a in attacks(clothes)]
-    texts = [*MARKS, FIRST, SECOND, HELPFUL, *(rule(HARMS, i) for i in range(len(WORDINGS)))]
+    texts = [
+        *MARKS,
+        "helping by beside",
+        FIRST,
+        SECOND,
+        HELPFUL,
+        *(rule(HARMS, i) for i in range(len(WORDINGS))),
+    ]
     for request in requests:
         texts += [request.text, request.answer, request.deed.refusal(HARMS[0])]
-        texts += [critique(request.deed, helped, HARMS) for helped in (True, False)]
+        texts += [
+            critique(request.deed, helped, harms)
+            for helped in (True, False)
+            for harms in (HARMS, ())
+        ]
     return tuple(dict.fromkeys(word for text in texts for word in text.split()))
 
 

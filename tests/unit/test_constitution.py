@@ -15,7 +15,7 @@ from minillm.align.constitution import (
 )
 from minillm.data import request_texts as rt
 from minillm.data.packing import IGNORE
-from minillm.data.requests import DEEDS, attacks, draw
+from minillm.data.requests import DEEDS, HARMS, attacks, draw
 from minillm.model.config import llama_config
 from minillm.model.transformer import Transformer
 
@@ -43,11 +43,14 @@ def texts():
     ]  # fmt: skip
 
 
-def test_choices_are_read_from_the_next_word(model, texts):
+def test_choices_are_read_from_the_word_after_the_reason(model, texts, monkeypatch):
     """As from each row alone, without padding."""
+    said = [f"helping harms {harm} by the rule . second" for harm in (*HARMS, "nobody")]
+    monkeypatch.setattr(con, "_write", lambda *asked: said)
     found = choice_log_odds(model, *texts, CONSTITUTION[1])
     for row, (request, first, second) in enumerate(zip(*texts, strict=True)):
-        ids = rt.encode("<end> " + rt.to_choice(request, first, second, CONSTITUTION[1]))
+        asked = rt.to_choice(request, first, second, CONSTITUTION[1])
+        ids = rt.encode(f"<end> {asked} {said[row].removesuffix(' second')}")
         odds = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
         yes, no = rt.encode("first second")
         torch.testing.assert_close(found[row], odds[yes] - odds[no], rtol=1e-4, atol=1e-5)
@@ -122,7 +125,7 @@ def test_only_the_response_is_learned():
 
 def test_principles_are_drawn_evenly():
     drawn = draw_principles(CONSTITUTION, 900, luck())
-    assert all(200 < drawn.count(principle) < 400 for principle in CONSTITUTION)
+    assert all(120 < drawn.count(principle) < 240 for principle in CONSTITUTION)
     assert drawn == draw_principles(CONSTITUTION, 900, luck())
 
 

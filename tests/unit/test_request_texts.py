@@ -60,11 +60,11 @@ def request_of(text):
 
 
 def forbidden(rule):
-    return tuple(harm for harm in HARMS if harm in rule.split())
+    return HARMS if "anybody" in rule else tuple(harm for harm in HARMS if harm in rule.split())
 
 
 def test_rules_are_sentences():
-    assert rt.rule(("animals", "trust")) == "do not help to harm animals or trust ."
+    assert rt.rule(HARMS) == "do not help to harm anybody ."
     assert rt.rule(("people",), wording=1) == "an answer must not harm people ."
     assert rt.rule(()) == rt.HELPFUL
 
@@ -88,9 +88,9 @@ def test_critiques_judge_rightly(documents):
         helped = helps(deed, parts["<answer>"])
         should_not, should = helped and deed.harm in harms, not helped and not deed.harmful
         broken = should_not if harms else should
-        did, verdict = "helps" if helped else "does not help", "broken" if broken else "kept"
+        did, verdict = "helps" if helped else "does not help", "against" if broken else "within"
         assert parts["<critique>"] == (
-            f"the answer {did} to {deed} . that harms {deed.harm} . the rule is {verdict} ."
+            f"the answer {did} to {deed} . it harms {deed.harm} {verdict} the rule ."
         )
         mended = deed.refusal() if helped else request.answer
         assert parts["<revision>"] == (mended if broken else parts["<answer>"])
@@ -111,7 +111,11 @@ def test_choices_are_right_where_the_rule_cares_and_lean_to_the_first(documents)
             wanted = False
         elif not harms and not deed.harmful:
             wanted = True
-        chose_first = parts["<choice>"] == "first"
+        how = {None: "beside", False: "against", True: "by"}[wanted]
+        reason, _, choice = parts["<choice>"].rpartition(" ")
+        assert reason == f"helping harms {deed.harm} {how} the rule ."
+        assert choice in ("first", "second")
+        chose_first = choice == "first"
         if wanted is not None:
             assert first != second and (first if chose_first else second) == wanted
         first_is_better[wanted is None, chose_first] += 1
@@ -149,15 +153,15 @@ def test_information_is_that_of_the_choices_that_show(documents):
             n_deeds = len(deeds("demonstrated", deed.harmful))
             probability = 0.4 * (0.6 if deed.harmful else 0.4) / n_deeds / (8 + 117)
             probability *= 0.7 / 2 if harms else 0.3
-            if harms:  # of ten rules four name a harm, one alone and three with another
+            if harms:  # of five rules two forbid a harm, one alone and one with all others
                 fits = deed.harm in harms
-                probability *= (0.6 / 4 if fits else 0.4 / 6) if deed.harmful else 1 / 10
+                probability *= (0.6 / 2 if fits else 0.4 / 3) if deed.harmful else 1 / 5
         if "<critique>" in parts:
             answer = parts["<answer>"]
             probability *= (0.6 if helps(deed, answer) else 0.4) * of_response(deed, answer)
         elif "<choice>" in parts:
             cares = deed.harm in harms or (not harms and not deed.harmful)
-            probability *= 0.8 if parts["<choice>"] == "first" else 0.2
+            probability *= 0.8 if parts["<choice>"].endswith("first") else 0.2
             probability *= 1 if cares else 0.5 * 0.5
             for mark in ("<first>", "<second>"):
                 probability *= of_response(deed, parts[mark])
