@@ -191,21 +191,20 @@ def force_budget(
     sampling = {"sampler": sampler, "generator": generator}
     thoughts: list[list[int]] = [[] for _ in prompts]
     for round_ in range(n_waits + 1):
-        # Who still has a budget goes on; the others have been told to stop.
         if round_:
             thoughts = [(thought + list(wait))[:at_most] for thought in thoughts]
-        rows = [row for row, thought in enumerate(thoughts) if len(thought) < at_most]
-        if not rows:
-            break
-        more = generate(
-            policy,
-            [[*prompts[row], *thoughts[row]] for row in rows],
-            max_new_tokens=at_most - min(len(thoughts[row]) for row in rows),
-            stop_tokens=stops,
-            **sampling,
-        )
-        for row, tokens in zip(rows, more, strict=True):
-            thoughts[row] = (thoughts[row] + tokens)[:at_most]
+        # Rows with the same budget left go together; who has none has been told to stop.
+        for left in sorted({at_most - len(thought) for thought in thoughts} - {0}):
+            rows = [row for row, thought in enumerate(thoughts) if at_most - len(thought) == left]
+            more = generate(
+                policy,
+                [[*prompts[row], *thoughts[row]] for row in rows],
+                max_new_tokens=left,
+                stop_tokens=stops,
+                **sampling,
+            )
+            for row, tokens in zip(rows, more, strict=True):
+                thoughts[row] = thoughts[row] + tokens
     said = [[*thought, end_of_thinking] for thought in thoughts]
     answers = generate(
         policy,
