@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from minillm.data import instructions, stories
+from minillm.data import instructions, request_texts, stories
 from minillm.data.packing import Batch, one_a_row
 from minillm.data.word_tokenizer import WordTokenizer
 from minillm.model.config import gpt2_config, llama_config
@@ -104,10 +104,45 @@ def make_instructions(seed: int = 0) -> tuple[Transformer, dict]:
     return model, record
 
 
+def score_assistant(model: Transformer, record: dict) -> float:
+    """Mean loss in nats per token on the held-out documents that the record names."""
+    test = record["data"]["test"]
+    generator = torch.Generator().manual_seed(test["seed"])
+    return evaluate(model, request_texts.batches(test["n"], 100, generator))
+
+
+def make_assistant(seed: int = 0) -> tuple[Transformer, dict]:
+    """Three layers of width 64 that help everybody, and have read how answers are judged."""
+    steps, batch_size, n_test = 1100, 32, 400
+    data = {
+        "train": {"n": steps * batch_size, "seed": seed},
+        "test": {"n": n_test, "seed": seed + 1},
+    }
+    config = llama_config(
+        len(request_texts.vocabulary()), d_model=64, n_layers=3, n_heads=4, max_length=128
+    )
+    model = Transformer(config, generator=torch.Generator().manual_seed(seed))
+    batches = request_texts.batches(
+        data["train"]["n"], batch_size, torch.Generator().manual_seed(seed)
+    )
+    history = train(model, batches, steps=steps, lr=6e-3)
+    documents = request_texts.documents(n_test, torch.Generator().manual_seed(seed + 1))
+    n_tokens = sum(len(request_texts.encode(document.text)) + 1 for document in documents)
+    record = {
+        "data": data,
+        "steps": steps,
+        "tokens": history.n_tokens,
+        "seconds": round(history.seconds),
+        "floor": sum(document.nats for document in documents) / n_tokens,
+    }
+    return model, record
+
+
 # name -> (how to train it, how to score it)
 RECIPES: dict[str, tuple[Callable, Callable]] = {
     "stories": (make_stories, score_stories),
     "instructions": (make_instructions, score_instructions),
+    "assistant": (make_assistant, score_assistant),
 }
 
 

@@ -20,7 +20,9 @@ def test_all_checkpoints_together_are_small():
 
 
 def test_refuses(capsys):
-    with pytest.raises(ValueError, match="'poems': expected one of stories, instructions"):
+    with pytest.raises(
+        ValueError, match="'poems': expected one of stories, instructions, assistant"
+    ):
         recipes.load("poems")
     with pytest.raises(SystemExit) as caught:
         recipes.main(["poems"])
