@@ -101,7 +101,7 @@ def beam_search_steps(
     expand: int,
     generator: torch.Generator | None = None,
 ) -> Found:
-    """Beam search over steps, led by a verifier (Snell et al. 2024, §5.1; Yao et al. 2023, alg. 2).
+    """Beam search over steps, led by a verifier (Snell et al. 2024, §5).
 
     Every unfinished path is continued by `expand` sampled steps; of all that a prompt then has, the
     `beams` best stay. The first round samples `beams` · `expand`, so every round costs the same.

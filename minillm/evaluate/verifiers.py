@@ -103,8 +103,8 @@ def verdicts(
 
     Args:
         reduce: how the tokens' chances are joined. "product": all steps are right, if each is
-            right with its chance; "min": the worst one (Lightman et al. 2023, §2.5 and appendix
-            E); "last": what is said of the last token, having read all others.
+            right with its chance; "min": the worst one (both: Lightman et al. 2023);
+            "last": what is said of the last token, having read all others.
 
     Raises:
         ValueError: another way to reduce, or as `response_batch`.
