@@ -47,7 +47,7 @@ def live_curves(
 def draw_history(history: list[dict[str, float]], title: str = "") -> plt.Figure:
     """One small picture for each number of the summaries, over the steps."""
     shown = [name for name in NAMES if name in history[0]]
-    n_columns = min(len(shown), 3)
+    n_columns = 2 if len(shown) == 4 else min(len(shown), 3)
     n_rows = -(-len(shown) // n_columns)
     fig, axes = plt.subplots(n_rows, n_columns, figsize=(8, 2.3 * n_rows), squeeze=False)
     for ax, name in zip(axes.flat, shown, strict=False):
@@ -55,7 +55,7 @@ def draw_history(history: list[dict[str, float]], title: str = "") -> plt.Figure
         ax.set_title(NAMES[name], fontsize=11)
         ax.set_xlabel("step")
         if name in ("length", "informative"):
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.1 * max(numbers[name] for numbers in history) or 1)
     for ax in axes.flat[len(shown) :]:
         ax.set_visible(False)
     fig.suptitle(title)
