@@ -37,11 +37,15 @@ def live_curves(
     if every < 1:
         raise ValueError(f"every={every}: expected at least 1")
     handle = display(HTML(""), display_id=True)
-    for experience in experiences:
-        history.append(summary(experience))
-        if len(history) % every == 0:
+    try:
+        for experience in experiences:
+            history.append(summary(experience))
+            if len(history) % every == 0:
+                _redraw(handle, history, title)
+            yield experience
+    finally:  # the loop takes as many as it needs and goes: the last ones are still to be drawn
+        if len(history) % every:
             _redraw(handle, history, title)
-        yield experience
 
 
 def draw_history(history: list[dict[str, float]], title: str = "") -> plt.Figure:
