@@ -6,16 +6,14 @@ train(reward_model, cycle(comparisons.batches(20)), ..., loss_fn=reward_model_lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from minillm.align.preferences import PreferenceBatch, preference_batch
-from minillm.align.reward import simulated_preferences
-from minillm.data.packing import IGNORE
-from minillm.infer.rollout import Rollout, rollout
+from minillm.align.reward import Reward, rewards_of, simulated_preferences
+from minillm.infer.rollout import rollout
 from minillm.model.transformer import Transformer
 
 
@@ -64,7 +62,7 @@ class Comparisons:
 def annotate(
     policy: Transformer,
     prompts: Sequence[Sequence[int]],
-    truth: Callable[[Rollout], Tensor],
+    truth: Reward,
     *,
     max_new_tokens: int,
     stop_tokens: Sequence[int],
@@ -81,7 +79,7 @@ def annotate(
             `reward.simulated_preferences`.
 
     Raises:
-        ValueError: what `rollout` and `simulated_preferences` refuse.
+        ValueError: what `rollout`, `rewards_of` and `simulated_preferences` refuse.
     """
     found = rollout(
         policy,
@@ -91,9 +89,9 @@ def annotate(
         n_samples=2,
         generator=generator,
     )
-    first, second = truth(found).cpu().view(-1, 2).unbind(1)
+    first, second = rewards_of(found, truth).cpu().view(-1, 2).unbind(1)
     wins = simulated_preferences(first, second, generator, temperature=noise, flipped=flipped)
-    said = [row[row != IGNORE].tolist() for row in found.batch.targets.cpu()]
+    said = found.actions
     pairs = list(zip(said[::2], said[1::2], strict=True))
     return Comparisons(
         [list(prompt) for prompt in prompts],

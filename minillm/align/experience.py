@@ -16,7 +16,7 @@ Shapes: P prompts, B rows (P times samples), T time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -26,13 +26,11 @@ from minillm.align.advantages import gae, group_advantages, informative, whiten
 from minillm.align.grpo import grpo_loss
 from minillm.align.logprobs import log_probs, masked_mean, masked_sum
 from minillm.align.ppo import kl_shaped_rewards, policy_loss, value_loss
-from minillm.align.reward import ScalarModel
+from minillm.align.reward import Reward, ScalarModel, rewards_of
 from minillm.data.packing import IGNORE, Batch
 from minillm.infer.rollout import Rollout, rollout
 from minillm.model.transformer import Transformer
 from minillm.train.loop import LossFn
-
-Reward = Callable[[Rollout], Tensor]  # (B,) float: how good each response is
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def group_experience(
         temperature=temperature,
         generator=generator,
     )
-    rewards = _checked(reward(found), found)
+    rewards = rewards_of(found, reward)
     advantages = group_advantages(rewards.view(len(prompts), n_samples), method).flatten()
     known = _reference_log_probs(reference, found, temperature)
     return Experience(
@@ -218,7 +216,7 @@ def ppo_experience(
         generator=generator,
     )
     mask = found.mask
-    rewards = _checked(reward(found), found)
+    rewards = rewards_of(found, reward)
     known = _reference_log_probs(reference, found, temperature)
     with torch.no_grad():
         values = actor_critic.value(found.batch.tokens).where(mask, 0.0)
@@ -262,13 +260,3 @@ def _reference_log_probs(
     reference: Transformer | None, found: Rollout, temperature: float
 ) -> Tensor | None:
     return None if reference is None else log_probs(reference, found.batch, temperature)
-
-
-def _checked(rewards: Tensor, found: Rollout) -> Tensor:
-    n_rows = len(found.responses)
-    if rewards.shape != (n_rows,) or not rewards.is_floating_point():
-        raise ValueError(
-            f"the reward gave {rewards.dtype} of shape {tuple(rewards.shape)}: expected floats "
-            f"({n_rows},), one a response"
-        )
-    return rewards.to(found.log_probs.device)

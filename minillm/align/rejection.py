@@ -10,14 +10,15 @@ No new loss and no gradient through the reward; what is learned was sampled by t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from minillm.data.packing import IGNORE, Batch
-from minillm.infer.rollout import Rollout, response_batch, rollout
+from minillm.align.reward import Reward, rewards_of
+from minillm.data.packing import Batch
+from minillm.infer.rollout import response_batch, rollout
 from minillm.model.transformer import Transformer
 
 
@@ -56,7 +57,7 @@ class Selection:
 def rejection_sample(
     policy: Transformer,
     prompts: Sequence[Sequence[int]],
-    reward: Callable[[Rollout], Tensor],
+    reward: Reward,
     *,
     n_samples: int,
     max_new_tokens: int,
@@ -96,14 +97,8 @@ def rejection_sample(
         temperature=temperature,
         generator=generator,
     )
-    rewards = reward(found)
-    if rewards.shape != (len(found.responses),) or not rewards.is_floating_point():
-        raise ValueError(
-            f"the reward gave {rewards.dtype} of shape {tuple(rewards.shape)}: expected floats "
-            f"({len(found.responses)},), one a response"
-        )
-    said = [row[row != IGNORE].tolist() for row in found.batch.targets.cpu()]
-    rewards = rewards.float().cpu()
+    rewards = rewards_of(found, reward).float().cpu()
+    said = found.actions
     rows = []
     for group in range(len(prompts)):
         rows += _best_rows(said, rewards, group * n_samples, n_samples, keep, at_least)

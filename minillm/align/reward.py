@@ -5,13 +5,33 @@ Shapes: B rows or pairs, T time, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.align.ppo import last_action
 from minillm.data.packing import IGNORE, Batch
+from minillm.infer.rollout import Rollout
 from minillm.model.transformer import Transformer
+
+Reward = Callable[[Rollout], Tensor]  # (B,) float: how good each response is
+
+
+def rewards_of(found: Rollout, reward: Reward) -> Tensor:
+    """What a reward function, learned or a rule, gives for each response: (B,) float.
+
+    Raises:
+        ValueError: it gave something else; broadcasting would hide that.
+    """
+    rewards, n_rows = reward(found), len(found.responses)
+    if rewards.shape != (n_rows,) or not rewards.is_floating_point():
+        raise ValueError(
+            f"the reward gave {rewards.dtype} of shape {tuple(rewards.shape)}: expected floats "
+            f"({n_rows},), one a response"
+        )
+    return rewards.to(found.log_probs.device)
 
 
 class ScalarModel(nn.Module):

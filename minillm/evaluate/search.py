@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.data.packing import IGNORE
 from minillm.infer.engine import generate
 from minillm.infer.rollout import rollout
 from minillm.infer.sampling import Sampler
@@ -235,12 +234,11 @@ def _grow(
         temperature=steps.temperature,
         generator=generator,
     )
-    targets = sampled.batch.targets
-    found.n_tokens += int((targets != IGNORE).sum())
+    found.n_tokens += int(sampled.mask.sum())
     new: dict[tuple[int, Tokens], None] = {}  # keeps the order, drops the repeats
-    for row, actions in enumerate(targets.tolist()):
+    for row, actions in enumerate(sampled.actions):
         p, path = open_[row // n]
-        new[p, path.tokens + tuple(token for token in actions if token != IGNORE)] = None
+        new[p, path.tokens + tuple(actions)] = None
     scores = value([prompts[p] for p, _ in new], [tokens for _, tokens in new]).tolist()
     grown: dict[int, list[Path]] = {}
     for (p, tokens), score in zip(new, scores, strict=True):

@@ -48,6 +48,11 @@ class Rollout:
         """(B, T) bool: True where there is an action."""
         return self.batch.targets != IGNORE
 
+    @property
+    def actions(self) -> list[list[int]]:
+        """The B responses as token ids, with the token that ended them."""
+        return [row[row != IGNORE].tolist() for row in self.batch.targets.cpu()]
+
 
 def rollout(
     model: Transformer,

@@ -102,3 +102,11 @@ def test_a_reward_model_learns_the_taste_behind_the_choices():
     total, n = reward_model_loss(model, pairs)
     torch.testing.assert_close(total, 400 * bradley_terry_loss(better, worse))
     assert n == 400
+
+
+def test_a_truth_that_is_not_one_number_a_response_is_refused():
+    with pytest.raises(ValueError, match=r"expected floats \(4,\), one a response"):
+        annotate(
+            tiny(), PROMPTS[:2], lambda found: liked(found)[:, None], generator=rng(),
+            max_new_tokens=6, stop_tokens=[END],
+        )  # fmt: skip

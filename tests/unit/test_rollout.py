@@ -54,6 +54,9 @@ def test_rollouts_are_ragged_and_end_in_all_possible_ways(model):
     lengths = set(map(len, found.responses))
     assert len(lengths) > 3
     assert {True, False} == set(found.finished.tolist())
+    for said, response, ended in zip(found.actions, found.responses, found.finished, strict=True):
+        assert said[: len(response)] == response
+        assert (len(said) == len(response) + 1 and said[-1] in STOP) == bool(ended)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
