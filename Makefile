@@ -14,9 +14,10 @@ course: .venv/.learner  ## run every lesson and report what it measured (ARGS="0
 	$(COURSE) fetch --all
 	$(COURSE) run $(ARGS)
 
-test: .venv/.developer  ## prove it: lint, unit, parity, exercises, lessons, browser
+test: .venv/.developer  ## prove it: lint, unit, parity, exercises, distributed, lessons, browser
 	$(COURSE) fetch --all
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/unit tests/parity tests/exercises
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/distributed
 	$(BIN)/pytest tests/notebooks tests/browser
 
 lab: .venv/.learner  ## open the course in JupyterLab
