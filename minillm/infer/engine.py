@@ -124,7 +124,7 @@ def steps(
     i · n_samples + j is sample j of prompt i. Other arguments as for `generate`.
     """
     sampler = sampler or Sampler()
-    uniforms = _uniforms(len(prompts) * n_samples, max_new_tokens, generator)
+    uniforms = uniform_rows(len(prompts) * n_samples, max_new_tokens, generator)
     logits, cache = prefill(model, prompts, len_new=max_new_tokens, cache_type=cache_type)
     rows = list(range(len(prompts) * n_samples))  # rows[i] is what batch row i continues
     if n_samples > 1:
@@ -210,7 +210,7 @@ def check_prompts(
             )
 
 
-def _uniforms(n_rows: int, n_steps: int, generator: torch.Generator | None) -> Tensor:
+def uniform_rows(n_rows: int, n_steps: int, generator: torch.Generator | None) -> Tensor:
     """One seed a row, then that row's whole stream of numbers in [0, 1): (B, n_steps) float64.
 
     Drawn on the CPU, so that every device samples with the same numbers.
