@@ -1,0 +1,136 @@
+"""Processes that compute together: results in order, and an end to every kind of failure."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+from minillm.train.processes import Processes
+
+SCRIPT = """
+import torch.distributed as dist
+from minillm.train.processes import Processes
+
+scale = 10
+
+class Pair:
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+def scaled(x):
+    return scale * x
+
+def pair(x):
+    return Pair(dist.get_rank(), scaled(x))
+
+with Processes(2) as processes:
+    answers = processes.run(pair, 7)
+    print([(answer.first, answer.second) for answer in answers], flush=True)
+    input()
+"""
+
+
+@pytest.fixture(scope="module")
+def four():
+    with Processes(4) as processes:
+        yield processes
+
+
+def add_up(x):
+    total = x * (dist.get_rank() + 1)
+    dist.all_reduce(total)
+    return dist.get_rank(), dist.get_world_size(), torch.get_num_threads(), total
+
+
+def others_wait(act):
+    if dist.get_rank() == 2:
+        act()
+    dist.barrier()
+
+
+def alive():
+    return [p for p in psutil.Process().children() if "minillm.train.processes" in p.cmdline()]
+
+
+def test_results_come_in_rank_order_from_one_group(four):
+    answers = four.run(add_up, torch.tensor([1.0, -2.0]))
+    assert [answer[:3] for answer in answers] == [(rank, 4, 1) for rank in range(4)]
+    assert all(answer[3].tolist() == [10.0, -20.0] for answer in answers)
+
+
+def test_prints_appear_here_with_their_rank(four, capfd):
+    four.run(lambda: print("first\nsecond", dist.get_rank()))
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:4] == ["[0] first", "[0] second 0", "[1] first", "[1] second 1"]
+
+
+def test_what_c_prints_does_not_disturb_the_answers(four):
+    assert four.run(lambda: os.write(1, b"noise")) == [5, 5, 5, 5]
+
+
+def test_an_exception_names_its_rank_and_the_next_run_works(four):
+    def fail():
+        raise KeyError("planted here")
+
+    with pytest.raises(RuntimeError, match="rank 2 of 4: Traceback") as error:
+        four.run(others_wait, fail)
+    assert "planted here" in str(error.value) and "in fail" in str(error.value)
+    assert "rank 1" not in str(error.value)
+    assert alive() == []
+    assert len(four.run(add_up, torch.ones(1))) == 4
+
+
+def test_a_process_that_leaves_is_named_first(four):
+    with pytest.raises(RuntimeError, match=r"^rank 2 of 4 ended with status 3"):
+        four.run(others_wait, lambda: os._exit(3))
+
+
+def test_a_process_killed_between_two_runs_is_named(four):
+    pids = four.run(os.getpid)
+    psutil.Process(pids[1]).kill()
+    with pytest.raises(RuntimeError, match=r"^rank 1 of 4 ended with status"):
+        four.run(add_up, torch.ones(1))
+
+
+def test_what_cannot_travel_back_is_an_error_of_its_rank(four):
+    with pytest.raises(RuntimeError, match="rank 0 of 4: Traceback"):
+        four.run(lambda: (i for i in range(3)))
+
+
+def test_waiting_for_nobody_ends_with_the_timeout():
+    with Processes(2, timeout=5) as processes:
+        ranks = processes.run(dist.get_rank)  # both have started
+        with pytest.raises(RuntimeError, match=r"rank 0 of 2: Traceback(.|\n)*[Tt]imed out"):
+            processes.run(lambda: dist.get_rank() == 0 and dist.barrier())
+    assert ranks == [0, 1]
+
+
+def test_the_end_of_the_block_ends_the_processes(four):
+    others = len(alive())
+    with Processes(1) as processes:
+        assert processes.run(dist.get_world_size) == [1]
+        assert len(alive()) == others + 1
+    assert len(alive()) == others
+
+
+def test_functions_of_a_script_travel_by_value_and_processes_end_with_their_parent(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, script], stdin=pipe, stdout=pipe, text=True) as parent:
+        assert parent.stdout.readline() == "[(0, 70), (1, 70)]\n"
+        children = psutil.Process(parent.pid).children()
+        assert len(children) == 2
+        parent.kill()
+    assert parent.returncode == -signal.SIGKILL or os.name == "nt"
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def test_no_processes_are_refused():
+    with pytest.raises(ValueError, match="n=0: expected at least one"):
+        Processes(0)
