@@ -19,8 +19,11 @@ from minillm.data.packing import IGNORE, Batch
 from minillm.train import checkpoint as checkpoints
 from minillm.train.losses import next_token_loss
 from minillm.train.optim import adamw, warmup_cosine
+from minillm.train.precision import LossScale, in_precision
+from minillm.train.spikes import SpikeGuard
 
 LossFn = Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]
+MakeOptimizer = Callable[[nn.Module, float, float], torch.optim.Optimizer]
 
 
 class TrainingDiverged(RuntimeError):
@@ -36,12 +39,20 @@ class History:
     lrs: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)  # before clipping
     evals: list[tuple[int, float]] = field(default_factory=list)  # (updates done, evaluate(model))
+    skipped: list[int] = field(default_factory=list)  # steps whose update was left out
+    rollbacks: list[int] = field(default_factory=list)  # steps that ended in an earlier state
     n_tokens: int = 0
     seconds: float = 0.0  # without the time for evaluation and checkpoints
 
     @property
     def tokens_per_second(self) -> float:
         return self.n_tokens / self.seconds if self.seconds else 0.0
+
+    def applied_norms(self, n: int) -> list[float]:
+        """Gradient norms of the last `n` steps that changed the weights, latest first."""
+        skipped = set(self.skipped)
+        pairs = zip(reversed(self.steps), reversed(self.gradient_norms), strict=True)
+        return list(islice((norm for step, norm in pairs if step not in skipped), n))
 
 
 def token_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
@@ -73,12 +84,16 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn = token
 
 
 def accumulate_gradients(
-    model: nn.Module, micro_batches: Sequence[Batch], loss_fn: LossFn = token_loss
+    model: nn.Module,
+    micro_batches: Sequence[Batch],
+    loss_fn: LossFn = token_loss,
+    scale: float = 1.0,
 ) -> tuple[float, int]:
     """Leave in `.grad` the gradient of the mean loss over all the targets of all micro-batches.
 
     Micro-batches may have different numbers of targets, so their means must not be averaged:
-    the gradients of the *sums* add up, and one division by the total count ends the step.
+    the gradients of the *sums* add up, and one division by the total count ends the step. On the
+    way they are `scale` times as large, see `LossScale`.
 
     Returns:
         The mean loss, and the number of targets.
@@ -88,13 +103,13 @@ def accumulate_gradients(
     total, count = 0.0, 0
     for batch in micro_batches:
         loss, n = loss_fn(model, batch.to(device))
-        loss.backward()
+        (loss * scale).backward()
         total += float(loss.detach())
         count += n
     count = max(count, 1)
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad.div_(count)
+            parameter.grad.div_(count * scale)
     return total / count, count
 
 
@@ -109,6 +124,9 @@ def train(
     accumulate: int = 1,
     clip: float = 1.0,
     loss_fn: LossFn = token_loss,
+    optimizer: MakeOptimizer = adamw,
+    precision: str = "fp32",
+    guard: SpikeGuard | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     evaluate_every: int | None = None,
     checkpoint: str | Path | None = None,
@@ -116,7 +134,7 @@ def train(
     generators: Sequence[torch.Generator] = (),
     progress: bool = True,
 ) -> History:
-    """Train `model` in place with AdamW, warm-up and a cosine down to a tenth of the rate.
+    """Train `model` in place with warm-up and a cosine down to a tenth of the rate.
 
     If the file `checkpoint` exists, training continues from it, and ends with the same weights,
     bit for bit, as if it had never stopped: run the same call again after a crash.
@@ -127,6 +145,10 @@ def train(
         lr: the highest learning rate, reached after `warmup_steps` (default: a tenth of `steps`).
         clip: the largest gradient norm allowed; longer gradients are scaled down to it.
         loss_fn: (model, batch) -> (summed loss, number of targets it sums over).
+        optimizer: (model, lr, weight_decay) -> the optimiser; its groups share one rate.
+        precision: of the matrix products: "fp32", "bf16", or "fp16" with a `LossScale`.
+        guard: leaves out steps with a spike in the gradient; when they last, goes back to the
+            checkpoint's weights, and on with the data and the schedule.
         evaluate: called as evaluate(model) after every `evaluate_every` steps and after the last.
         checkpoint: file for weights, optimiser, position in the data, generators and history,
             written after every `checkpoint_every` steps and after the last.
@@ -135,14 +157,18 @@ def train(
 
     Raises:
         ValueError: impossible settings, too few batches, or a checkpoint of a different run.
-        TrainingDiverged: the loss or gradient is not finite; says at which step, and what is safe.
+        TrainingDiverged: the loss or gradient is not finite, or the guard has nothing to go back
+            to; says at which step, and what is safe.
     """
+    loss_fn = in_precision(loss_fn, precision)
     settings = _settings(steps, lr, warmup_steps, weight_decay, accumulate, clip)
+    settings |= {"precision": precision, "guard": guard and asdict(guard)}
     if checkpoint is not None and not hasattr(batches, "state_dict"):
         raise ValueError("checkpoint needs batches that know their position: pass a Batches")
     path = None if checkpoint is None else Path(checkpoint)
-    optimizer = adamw(model, lr, weight_decay)
-    run = _Run(model, optimizer, batches, generators, History(), settings, path)
+    scale = LossScale() if precision == "fp16" else None
+    optimizer = optimizer(model, lr, weight_decay)
+    run = _Run(model, optimizer, batches, generators, History(), settings, path, scale, guard)
     if path and path.exists():
         run.load()
     stream = batches.forever() if hasattr(batches, "forever") else iter(batches)
@@ -156,7 +182,9 @@ def train(
             last = step + 1 == steps
             if evaluate and (last or (step + 1) % evaluate_every == 0):
                 run.history.evals.append((step + 1, evaluate(model)))
-            if path and (last or (step + 1) % checkpoint_every == 0):
+            # While steps are being left out, the weights may be what is wrong: keep older ones.
+            due = (step + 1) % checkpoint_every == 0 and run.n_spikes == 0
+            if path and (last or due):
                 run.save()
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
@@ -212,6 +240,9 @@ class _Run:
     history: History
     settings: dict
     path: Path | None  # of the checkpoint
+    scale: LossScale | None  # with float16
+    guard: SpikeGuard | None
+    n_spikes: int = 0  # in a row, up to now
 
     def update(self, step: int, stream: Iterator[Batch], loss_fn: LossFn) -> float:
         """Change the weights once and note it in the history; the mean loss before the change."""
@@ -225,13 +256,22 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         micro_batches = _take(stream, self.settings["accumulate"], step)
-        loss, count = accumulate_gradients(self.model, micro_batches, loss_fn)
+        scale = self.scale.scale if self.scale else 1.0
+        loss, count = accumulate_gradients(self.model, micro_batches, loss_fn, scale)
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip"]))
-        if not math.isfinite(loss + norm):
+        history, verdict = self.history, self.judge(loss, norm)
+        if verdict == "apply":
+            self.optimizer.step()
+        elif verdict == "skip":
+            history.skipped.append(step)
+        elif verdict == "roll back" and self.can_roll_back(step):
+            self.restore(checkpoints.load(self.path))
+            history.skipped.append(step)
+            history.rollbacks.append(step)
+            self.n_spikes = 0
+        else:
             raise TrainingDiverged(_diverged(step, loss, norm, rate, self.path))
-        self.optimizer.step()
 
-        history = self.history
         history.steps.append(step)
         history.losses.append(loss)
         history.lrs.append(rate)
@@ -240,6 +280,27 @@ class _Run:
         history.seconds += time.perf_counter() - started
         return loss
 
+    def judge(self, loss: float, norm: float) -> str:
+        """What to do with this step's gradient: "apply", "skip", "roll back" or "stop"."""
+        finite = math.isfinite(loss + norm)
+        if self.scale and math.isfinite(loss):
+            self.scale.update(finite)
+            if not finite and self.scale.may_shrink:
+                return "skip"  # only the scale was too large
+        if self.guard is None:
+            return "apply" if finite else "stop"
+        usual = self.history.applied_norms(self.guard.window)
+        if not self.guard.is_spike(usual, loss, norm):
+            self.n_spikes = 0
+            return "apply"
+        self.n_spikes += 1
+        return "skip" if self.n_spikes < self.guard.patience else "roll back"
+
+    def can_roll_back(self, step: int) -> bool:
+        """There is a checkpoint, and it was not of no use just before."""
+        last = self.history.rollbacks[-1] if self.history.rollbacks else -math.inf
+        return bool(self.path and self.path.exists()) and step - last > self.guard.patience
+
     def save(self) -> None:
         state = {
             "model": self.model.state_dict(),
@@ -247,6 +308,7 @@ class _Run:
             "batches": self.batches.state_dict(),
             "generators": [generator.get_state() for generator in self.generators],
             "history": asdict(self.history),
+            "scale": self.scale and asdict(self.scale),
             "settings": self.settings,
         }
         checkpoints.save(self.path, state)
@@ -258,12 +320,17 @@ class _Run:
                 f"{path} belongs to another run, with {state.get('settings')}; this one has "
                 f"{self.settings}. Use the same settings, another file, or delete it to start anew"
             )
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} was written by a different model: {error}") from error
+        self.restore(state)
         self.batches.load_state_dict(state["batches"])
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
         self.history = History(**state["history"])
+        self.scale = self.scale and LossScale(**state["scale"])
+
+    def restore(self, state: dict) -> None:
+        """Put back what updates change: the weights and the optimiser's memory of them."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{self.path} was written by a different model: {error}") from error
