@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from minillm.adapt.lora import LoRA, add_lora
 from minillm.adapt.sft import Example, Messages, encode_chat, padded_batches
-from minillm.data.packing import IGNORE, Batch
+from minillm.data.packing import Batch
 from minillm.data.tokenizer import Tokenizer
 from minillm.infer.chat import Template, find_template
 from minillm.model.transformer import Transformer
-from minillm.train.loop import History, train
-from minillm.train.losses import chunked_loss
+from minillm.train.loop import History, chunked_token_loss, train
 
 # Every matrix of a block: more places to learn at a rank that costs little (QLoRA, §4).
 EVERYWHERE = LoRA(
@@ -71,24 +69,9 @@ def finetune(
     add_lora(model, lora, generator)
     batches = endless(examples, min(batch_size, len(examples)), generator)
     return train(
-        model, batches, steps=steps, lr=lr, weight_decay=0.0, loss_fn=answer_loss, progress=progress
-    )
-
-
-def answer_loss(model: Transformer, batch: Batch) -> tuple[Tensor, int]:
-    """As `train.loop.token_loss`, with logits only where something is learned.
-
-    A question has no targets, and a position's logits are as long as the vocabulary: leaving them
-    out, and making the others a chunk at a time, saves a good part of a step's time and memory.
-    """
-    learned = batch.targets != IGNORE  # (B, T)
-    if batch.documents is None:
-        hidden = model.hidden(batch.tokens)  # (B, T, C)
-    else:
-        hidden = model.hidden(batch.tokens, documents=batch.documents)
-    hidden, targets = hidden[learned], batch.targets[learned]  # (N, C), (N,)
-    weights = [weight for weight in model.unembed.parameters() if weight.requires_grad]
-    return chunked_loss(model.logits, hidden, targets, weights), len(targets)
+        model, batches, steps=steps, lr=lr, weight_decay=0.0, loss_fn=chunked_token_loss,
+        progress=progress,
+    )  # fmt: skip
 
 
 def cut(example: Example, max_tokens: int) -> Example:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minillm.data.packing import IGNORE, Batch
 from minillm.train import checkpoint as checkpoints
-from minillm.train.losses import next_token_loss
+from minillm.train.losses import chunked_loss, next_token_loss
 from minillm.train.optim import adamw, warmup_cosine
 from minillm.train.precision import LossScale, in_precision
 from minillm.train.spikes import SpikeGuard
@@ -63,6 +63,24 @@ def token_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
         logits = model(batch.tokens, documents=batch.documents)
     n_targets = int((batch.targets != IGNORE).sum())
     return next_token_loss(logits, batch.targets, reduction="sum"), n_targets
+
+
+def chunked_token_loss(
+    model: nn.Module, batch: Batch, n_rows: int = 64
+) -> tuple[torch.Tensor, int]:
+    """`token_loss`, with logits only where something is learned, and `n_rows` of them at a time.
+
+    A row of logits is as long as the vocabulary: with a large one, or where questions have no
+    targets, this saves a good part of a step's memory and time.
+    """
+    learned = batch.targets != IGNORE  # (B, T)
+    if batch.documents is None:
+        hidden = model.hidden(batch.tokens)  # (B, T, C)
+    else:
+        hidden = model.hidden(batch.tokens, documents=batch.documents)
+    hidden, targets = hidden[learned], batch.targets[learned]  # (N, C), (N,)
+    weights = [weight for weight in model.unembed.parameters() if weight.requires_grad]
+    return chunked_loss(model.logits, hidden, targets, weights, n_rows), len(targets)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minillm.adapt.finetune import EVERYWHERE, answer_loss
+from minillm.adapt.finetune import EVERYWHERE
 from minillm.adapt.lora import add_lora
 from minillm.adapt.quant import Format, dequantize, quantize
 from minillm.adapt.quant_model import packed_smollm2
@@ -28,7 +28,7 @@ from minillm.adapt.wrap import merge, remove_adapters
 from minillm.course.meter import MemoryMeter
 from minillm.data.packing import IGNORE, Batch
 from minillm.model import hf
-from minillm.train.loop import accumulate_gradients
+from minillm.train.loop import accumulate_gradients, chunked_token_loss
 from minillm.train.optim import adamw
 from minillm.train.recompute import checkpoint_blocks
 
@@ -62,7 +62,7 @@ def step_of(model: nn.Module, batch: Batch):
     optimizer = adamw(model, 1e-4, weight_decay=0.0)
 
     def step():
-        accumulate_gradients(model, [batch], answer_loss)
+        accumulate_gradients(model, [batch], chunked_token_loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 

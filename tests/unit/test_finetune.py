@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minillm import chat, finetune
-from minillm.adapt.finetune import answer_loss, cut, endless
+from minillm.adapt.finetune import cut, endless
 from minillm.adapt.finetune import finetune as finetune_model
 from minillm.adapt.lora_files import load_adapters
 from minillm.adapt.sft import Example, encode_chat, pack, pad
@@ -18,7 +18,7 @@ from minillm.infer.chat import find_template
 from minillm.model import hf
 from minillm.model.config import llama_config
 from minillm.model.transformer import Transformer
-from minillm.train.loop import accumulate_gradients, token_loss
+from minillm.train.loop import accumulate_gradients, chunked_token_loss, token_loss
 
 CHATS = [[("user", "What is it?"), ("assistant", "It is tea.")]] * 3
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -82,7 +82,7 @@ def test_leaving_out_unlearned_logits_changes_no_gradient(tokenizer, packed_rows
     batch = pack(examples, 64) if packed_rows else pad(examples)
     model = tiny(tokenizer)
     results = []
-    for loss_fn in (token_loss, answer_loss):
+    for loss_fn in (token_loss, chunked_token_loss):
         loss, n = accumulate_gradients(model, [batch], loss_fn)
         results.append((loss, n, torch.cat([p.grad.flatten() for p in model.parameters()])))
     assert results[0][1] == results[1][1] == sum(t >= 0 for e in examples for t in e.targets)
