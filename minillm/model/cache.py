@@ -120,6 +120,16 @@ class KVCache:
             raise ValueError(f"row lengths {lengths} exceed max_length={self.max_length}")
         self._lengths, self._places = lengths, None
 
+    def rewind(self, n: int) -> None:
+        """Forget the last ``n`` tokens of every row; what comes next is written over them.
+
+        Raises:
+            ValueError: a row has fewer tokens.
+        """
+        if not 0 <= n <= min(self._lengths):
+            raise ValueError(f"rewind({n}): the rows hold {self._lengths} tokens")
+        self._lengths, self._places = [length - n for length in self._lengths], None
+
     def keep(self, rows: Tensor) -> None:
         """Drop finished rows: keep those named by indices (B',) or by a boolean mask (B,).
 
