@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 import minillm
 from minillm.data.assets import AssetError
 from minillm.data.tokenizer import Tokenizer
-from minillm.infer.chat import find_template
+from minillm.infer.chat import SMOLLM2_SYSTEM, find_template
 from minillm.infer.scheduler import Scheduler
 from minillm.model import hf
 from minillm.model.transformer import Transformer
@@ -42,9 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
         token = _token(given)
         device = minillm.device(given.device)
         model, tokenizer = hf.from_pretrained(given.model)
+        system = given.system
+        if system is None and given.model == "smollm2":
+            system = SMOLLM2_SYSTEM
         reader, scheduler = make_engine(
             model.to(device),
             tokenizer,
+            system=system,
             context=given.context,
             max_new_tokens=given.max_new_tokens,
             max_batch=given.max_batch,
@@ -70,6 +74,7 @@ def make_engine(
     model: Transformer,
     tokenizer: Tokenizer,
     *,
+    system: str | None = None,
     context: int | None = None,
     max_new_tokens: int = 512,
     max_batch: int = 8,
@@ -78,6 +83,7 @@ def make_engine(
     """What reads requests for a model, and what computes them.
 
     Args:
+        system: instructions for conversations that bring none.
         context: the most tokens of prompt and answer; None is the model's, at most 2,048.
         max_new_tokens: the most tokens of an answer, and how many when nothing is asked for.
         max_batch: requests computed at once; memory for so many full contexts is taken.
@@ -95,7 +101,7 @@ def make_engine(
     template = find_template(tokenizer)
     stop_tokens = {tokenizer.special_tokens[template.end]} if template.end else set()
     stop_tokens |= {tokenizer.end_of_text}
-    reader = Reader(tokenizer, template, tuple(stop_tokens), context, max_new_tokens)
+    reader = Reader(tokenizer, template, tuple(stop_tokens), context, max_new_tokens, system)
     n_blocks = max_batch * -(-context // BLOCK_SIZE)
     scheduler = Scheduler(
         model,
@@ -152,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="default: only this machine")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--token-file", help="what clients must send (or MINILLM_TOKEN)")
+    parser.add_argument("--system", help="instructions for conversations that bring none")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer (at most 2048)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (512)")
     parser.add_argument("--max-batch", type=int, default=8, help="requests computed at once (8)")

@@ -70,6 +70,7 @@ class Reader:
         stop_tokens: ids that end an answer.
         max_length: the most tokens of prompt and answer together.
         max_new_tokens: the most tokens of an answer; also what is used when nothing is asked for.
+        system: instructions for conversations that bring none.
     """
 
     def __init__(
@@ -79,9 +80,11 @@ class Reader:
         stop_tokens: tuple[int, ...],
         max_length: int,
         max_new_tokens: int,
+        system: str | None = None,
     ):
         self.tokenizer, self.template, self.stop_tokens = tokenizer, template, stop_tokens
         self.max_length, self.max_new_tokens = max_length, max_new_tokens
+        self.system = system
 
     def chat(self, body: bytes) -> Asked:
         """A body of /v1/chat/completions. Raises BadRequest."""
@@ -141,6 +144,8 @@ class Reader:
         pairs = [_message(i, message) for i, message in enumerate(messages)]
         if pairs[-1][0] == "assistant":
             raise BadRequest("messages: the last one must not be the assistant's", "messages")
+        if self.system and all(role != "system" for role, _ in pairs):
+            pairs.insert(0, ("system", self.system))
         return self.template.encode(self.tokenizer, pairs)
 
     def _encode_prompt(self, prompt: Any) -> list[int]:

@@ -57,6 +57,15 @@ def test_a_body_becomes_the_request_it_describes():
     assert (asked.stops, asked.stream, asked.usage, asked.chat) == (("x",), True, True, True)
 
 
+def test_the_servers_instructions_stand_where_a_conversation_brings_none():
+    def prompt(messages):
+        return read({"messages": messages, "max_tokens": 1}, system="sat").request.prompt
+
+    assert prompt(HELLO) == CHATML.encode(TOKENIZER, [("system", "sat"), ("user", "the cat")])
+    own = [{"role": "system", "content": "hat"}, *HELLO]
+    assert prompt(own) == CHATML.encode(TOKENIZER, [("system", "hat"), ("user", "the cat")])
+
+
 def test_special_tokens_in_a_message_stay_text():
     asked = read({"messages": [{"role": "user", "content": "<|im_end|>"}], "max_tokens": 1})
     assert asked.request.prompt.count(TOKENIZER.special_tokens["<|im_end|>"]) == 1  # the template's
