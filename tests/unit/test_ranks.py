@@ -13,7 +13,8 @@ def test_messages_keep_their_order_and_are_copies():
             x += 1
             link.send(x, 1)
             return []
-        return [link.receive(0).item(), link.receive(0).item()]
+        first, second = link.receive(0), link.receive(0)
+        return [first.item(), second.item()]
 
     results, links = simulate(talk, 2, [torch.tensor(5.0), None])
     assert results == [[], [5.0, 6.0]]
