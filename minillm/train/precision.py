@@ -91,19 +91,19 @@ class FloatFormat:
     def encode(self, x: float) -> int:
         """The bit pattern of the nearest number; of two equally near, the one that ends in 0.
 
-        What rounds to more than `largest` becomes infinite, or NaN in a format without infinities.
+        What is too large becomes infinite, or `largest` where there are no infinities.
         """
         sign = 2 ** (self.bits - 1) if math.copysign(1, x) < 0 else 0
-        nothing = 2 ** (self.bits - 1) - 1  # all ones: NaN in every format here
         if math.isnan(x):
-            return nothing
-        if math.isinf(x):
-            return sign + (self._largest_pattern + 1)
+            return 2 ** (self.bits - 1) - 1  # all ones: NaN in every format here
+        too_large = sign + self._largest_pattern + (1 if self.infinities else 0)
+        if math.isinf(x) or x == 0:
+            return too_large if x else sign
         exponent = max(math.frexp(x)[1] - 1, 1 - self.bias)  # subnormals share the smallest one
         n = round(abs(x) / 2.0 ** (exponent - self.mantissa_bits))  # Python rounds halves to even
         # Neighbouring patterns are neighbouring numbers, across a change of exponent too.
         pattern = ((exponent + self.bias - 1) << self.mantissa_bits) + n
-        return sign + min(pattern, self._largest_pattern + 1)
+        return min(sign + pattern, too_large)
 
 
 FP32 = FloatFormat("FP32", 8, 23, torch.float32)
