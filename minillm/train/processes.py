@@ -28,6 +28,8 @@ import dill
 import torch
 import torch.distributed as dist
 
+from minillm.train.travel import pack, unpack
+
 GRACE = 1.0  # seconds for the other processes to say what they noticed, once one has failed
 
 
@@ -70,7 +72,7 @@ class Processes:
             RuntimeError: it raised in some process, or the process ended; the message has the rank
                 and the traceback. All processes are ended, and the next `run` starts new ones.
         """
-        task = dill.dumps((function, args), recurse=True)
+        task = pack(function, args)
         if not self._workers:
             self._start()
         with ThreadPoolExecutor(self.n) as pool:
@@ -182,8 +184,8 @@ def _answer(task: bytes) -> tuple[bytes, str, str]:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            function, args = dill.loads(task)
-            result = dill.dumps(function(*args), recurse=True)
+            function, args = unpack(task)
+            result = dill.dumps(function(*args), byref=True)
     except BaseException as error:
         here = error.__traceback__.tb_next  # without this function's own line
         text = traceback.format_exception(type(error), error, here)

@@ -13,7 +13,9 @@ import torch.distributed as dist
 from minillm.train.processes import Processes
 
 SCRIPT = """
+from functools import partial
 import torch.distributed as dist
+from torch.distributed.tensor.parallel import parallelize_module
 from minillm.train.processes import Processes
 
 scale = 10
@@ -22,15 +24,21 @@ class Pair:
     def __init__(self, first, second):
         self.first, self.second = first, second
 
-def scaled(x):
-    return scale * x
+class Twice(Pair):
+    def shift(self):
+        return int(callable(parallelize_module))
 
-def pair(x):
-    return Pair(dist.get_rank(), scaled(x))
+def scaled(x):
+    times = lambda y: scale * y
+    return times(x)
+
+def pair(double, x):
+    return Twice(dist.get_rank(), double(x))
 
 with Processes(2) as processes:
-    answers = processes.run(pair, 7)
-    print([(answer.first, answer.second) for answer in answers], flush=True)
+    answers = processes.run(partial(pair, scaled), 7)
+    assert all(type(answer) is Twice for answer in answers)
+    print([(answer.first, answer.second + answer.shift()) for answer in answers], flush=True)
     input()
 """
 
@@ -123,7 +131,7 @@ def test_functions_of_a_script_travel_by_value_and_processes_end_with_their_pare
     script.write_text(SCRIPT)
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, script], stdin=pipe, stdout=pipe, text=True) as parent:
-        assert parent.stdout.readline() == "[(0, 70), (1, 70)]\n"
+        assert parent.stdout.readline() == "[(0, 71), (1, 71)]\n"
         children = psutil.Process(parent.pid).children()
         assert len(children) == 2
         parent.kill()
