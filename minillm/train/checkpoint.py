@@ -8,11 +8,13 @@ each tensor stood. Nothing is pickled, so loading a stranger's checkpoint cannot
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
+from torch.optim import Optimizer
 
 FORMAT = "minillm-state-1"
 
@@ -60,6 +62,50 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]
             return _put_back(json.loads(header["state"]), file.get_tensor)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it or restore a copy") from error
+
+
+class Store(Protocol):
+    """Where the training loop keeps its state: `OneFile`, or `snapshots.Snapshots`."""
+
+    def exists(self) -> bool:
+        """Whether there is a state to go on from."""
+
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer, rest: dict) -> None:
+        """Write the state after `step` updates; `rest` is all but model and optimiser."""
+
+    def read(self, rest: dict) -> dict:
+        """The `rest` that was saved last, given one of the same form."""
+
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Put back what updates change: the weights and the optimiser's memory of them."""
+
+
+class OneFile:
+    """The `Store` of one process: one file, replaced by each `save`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer, rest: dict) -> None:
+        save(self.path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **rest})
+
+    def read(self, rest: dict) -> dict:
+        return load(self.path)
+
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Raises ValueError where the weights in the file are those of another model."""
+        state = load(self.path)
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{self.path} was written by a different model: {error}") from error
 
 
 def _take_out(node: Any, name: str, tensors: dict, seen: dict) -> Any:

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from minillm.data.packing import IGNORE, Batch
-from minillm.train import checkpoint as checkpoints
+from minillm.train.checkpoint import OneFile, Store
 from minillm.train.losses import chunked_loss, next_token_loss
 from minillm.train.optim import adamw, warmup_cosine
 from minillm.train.precision import LossScale, in_precision
@@ -24,6 +24,23 @@ from minillm.train.spikes import SpikeGuard
 
 LossFn = Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]
 MakeOptimizer = Callable[[nn.Module, float, float], torch.optim.Optimizer]
+
+
+class Alone:
+    """One process trains by itself. Several that train together are a `team.Team`."""
+
+    size = 1  # how many processes read different rows
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Each number, added up over the processes that read different rows."""
+        return list(numbers)
+
+    def clip(self, model: nn.Module, max_norm: float) -> float:
+        """Scale all gradients down to a joint norm of `max_norm`; return the norm before."""
+        return float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+
+
+ALONE = Alone()
 
 
 class TrainingDiverged(RuntimeError):
@@ -84,10 +101,16 @@ def chunked_token_loss(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn = token_loss) -> float:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss_fn: LossFn = token_loss,
+    team: Alone = ALONE,
+) -> float:
     """Mean loss per target over finite `batches`, each target weighing the same.
 
-    The model is switched to evaluation mode and back.
+    The model is switched to evaluation mode and back. In a team each process passes its own rows,
+    as many batches as the others.
     """
     was_training = model.training
     model.eval()
@@ -98,6 +121,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn = token
         total += float(loss)
         count += n
     model.train(was_training)
+    total, count = team.sum(total, count)
     return total / max(count, 1)
 
 
@@ -106,12 +130,13 @@ def accumulate_gradients(
     micro_batches: Sequence[Batch],
     loss_fn: LossFn = token_loss,
     scale: float = 1.0,
+    team: Alone = ALONE,
 ) -> tuple[float, int]:
     """Leave in `.grad` the gradient of the mean loss over all the targets of all micro-batches.
 
     Micro-batches may have different numbers of targets, so their means must not be averaged:
     the gradients of the *sums* add up, and one division by the total count ends the step. On the
-    way they are `scale` times as large, see `LossScale`.
+    way they are `scale` times as large, see `LossScale`. The targets are those of the whole team.
 
     Returns:
         The mean loss, and the number of targets.
@@ -124,10 +149,13 @@ def accumulate_gradients(
         (loss * scale).backward()
         total += float(loss.detach())
         count += n
-    count = max(count, 1)
+    total, count = team.sum(total, count)
+    count = max(int(count), 1)
+    # PyTorch averages the gradients of a team's processes; we want their sum.
+    divisor = count * scale / team.size
     for parameter in model.parameters():
         if parameter.grad is not None:
-            parameter.grad.div_(count * scale)
+            parameter.grad.div_(divisor)
     return total / count, count
 
 
@@ -147,14 +175,15 @@ def train(
     guard: SpikeGuard | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     evaluate_every: int | None = None,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Store | None = None,
     checkpoint_every: int = 100,
     generators: Sequence[torch.Generator] = (),
+    team: Alone = ALONE,
     progress: bool = True,
 ) -> History:
     """Train `model` in place with warm-up and a cosine down to a tenth of the rate.
 
-    If the file `checkpoint` exists, training continues from it, and ends with the same weights,
+    If `checkpoint` exists, training continues from it, and ends with the same weights,
     bit for bit, as if it had never stopped: run the same call again after a crash.
 
     Args:
@@ -169,8 +198,9 @@ def train(
             checkpoint's weights, and on with the data and the schedule.
         evaluate: called as evaluate(model) after every `evaluate_every` steps and after the last.
         checkpoint: file for weights, optimiser, position in the data, generators and history,
-            written after every `checkpoint_every` steps and after the last.
+            written after every `checkpoint_every` steps and after the last; or another `Store`.
         generators: generators that `loss_fn` draws from; saved and restored with the rest.
+        team: the processes that train this model together, each with a call like this one.
         progress: show a text bar with the loss and the time left.
 
     Raises:
@@ -183,11 +213,13 @@ def train(
     settings |= {"precision": precision, "guard": guard and asdict(guard)}
     if checkpoint is not None and not hasattr(batches, "state_dict"):
         raise ValueError("checkpoint needs batches that know their position: pass a Batches")
-    path = None if checkpoint is None else Path(checkpoint)
+    store = OneFile(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     scale = LossScale() if precision == "fp16" else None
     optimizer = optimizer(model, lr, weight_decay)
-    run = _Run(model, optimizer, batches, generators, History(), settings, path, scale, guard)
-    if path and path.exists():
+    run = _Run(
+        model, optimizer, batches, generators, History(), settings, store, scale, guard, team
+    )
+    if store and store.exists():
         run.load()
     stream = batches.forever() if hasattr(batches, "forever") else iter(batches)
     evaluate_every = evaluate_every or steps
@@ -202,7 +234,7 @@ def train(
                 run.history.evals.append((step + 1, evaluate(model)))
             # While steps are being left out, the weights may be what is wrong: keep older ones.
             due = (step + 1) % checkpoint_every == 0 and run.n_spikes == 0
-            if path and (last or due):
+            if store and (last or due):
                 run.save()
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
@@ -235,18 +267,6 @@ def _take(stream: Iterator[Batch], n: int, step: int) -> list[Batch]:
     return micro_batches
 
 
-def _diverged(step: int, loss: float, norm: float, rate: float, path: Path | None) -> str:
-    """The error message: what broke, at which step, and from where to go on."""
-    text = (
-        f"step {step}: the loss is {loss} and the gradient norm {norm}, at learning rate "
-        f"{rate:.2g}. The update was not applied: the model keeps the weights it had before"
-    )
-    if path and path.exists():
-        after = len(checkpoints.load(path)["history"]["steps"])
-        text += f", and {path} holds the whole state after {after} steps"
-    return text + ". Lower lr, lengthen warmup_steps, or look at this step's batch."
-
-
 @dataclass
 class _Run:
     """Everything that has to survive a crash, and how one update changes it."""
@@ -257,9 +277,10 @@ class _Run:
     generators: Sequence[torch.Generator]
     history: History
     settings: dict
-    path: Path | None  # of the checkpoint
+    store: Store | None  # of checkpoints
     scale: LossScale | None  # with float16
     guard: SpikeGuard | None
+    team: Alone
     n_spikes: int = 0  # in a row, up to now
 
     def update(self, step: int, stream: Iterator[Batch], loss_fn: LossFn) -> float:
@@ -275,20 +296,20 @@ class _Run:
             group["lr"] = rate
         micro_batches = _take(stream, self.settings["accumulate"], step)
         scale = self.scale.scale if self.scale else 1.0
-        loss, count = accumulate_gradients(self.model, micro_batches, loss_fn, scale)
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip"]))
+        loss, count = accumulate_gradients(self.model, micro_batches, loss_fn, scale, self.team)
+        norm = self.team.clip(self.model, self.settings["clip"])
         history, verdict = self.history, self.judge(loss, norm)
         if verdict == "apply":
             self.optimizer.step()
         elif verdict == "skip":
             history.skipped.append(step)
         elif verdict == "roll back" and self.can_roll_back(step):
-            self.restore(checkpoints.load(self.path))
+            self.store.restore(self.model, self.optimizer)
             history.skipped.append(step)
             history.rollbacks.append(step)
             self.n_spikes = 0
         else:
-            raise TrainingDiverged(_diverged(step, loss, norm, rate, self.path))
+            raise TrainingDiverged(self.diverged(step, loss, norm, rate))
 
         history.steps.append(step)
         history.losses.append(loss)
@@ -317,38 +338,42 @@ class _Run:
     def can_roll_back(self, step: int) -> bool:
         """There is a checkpoint, and it was not of no use just before."""
         last = self.history.rollbacks[-1] if self.history.rollbacks else -math.inf
-        return bool(self.path and self.path.exists()) and step - last > self.guard.patience
+        return bool(self.store and self.store.exists()) and step - last > self.guard.patience
 
-    def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+    def diverged(self, step: int, loss: float, norm: float, rate: float) -> str:
+        """The error message: what broke, at which step, and from where to go on."""
+        text = (
+            f"step {step}: the loss is {loss} and the gradient norm {norm}, at learning rate "
+            f"{rate:.2g}. The update was not applied: the model keeps the weights it had before"
+        )
+        if self.store and self.store.exists():
+            after = len(self.store.read(self.rest())["history"]["steps"])
+            text += f", and {self.store} holds the whole state after {after} steps"
+        return text + ". Lower lr, lengthen warmup_steps, or look at this step's batch."
+
+    def rest(self) -> dict:
+        """What has to be saved besides the model and the optimiser."""
+        return {
             "batches": self.batches.state_dict(),
             "generators": [generator.get_state() for generator in self.generators],
             "history": asdict(self.history),
             "scale": self.scale and asdict(self.scale),
             "settings": self.settings,
         }
-        checkpoints.save(self.path, state)
+
+    def save(self) -> None:
+        self.store.save(len(self.history.steps), self.model, self.optimizer, self.rest())
 
     def load(self) -> None:
-        path, state = self.path, checkpoints.load(self.path)
+        state = self.store.read(self.rest())
         if state.get("settings") != self.settings:
             raise ValueError(
-                f"{path} belongs to another run, with {state.get('settings')}; this one has "
+                f"{self.store} belongs to another run, with {state.get('settings')}; this one has "
                 f"{self.settings}. Use the same settings, another file, or delete it to start anew"
             )
-        self.restore(state)
+        self.store.restore(self.model, self.optimizer)
         self.batches.load_state_dict(state["batches"])
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
         self.history = History(**state["history"])
         self.scale = self.scale and LossScale(**state["scale"])
-
-    def restore(self, state: dict) -> None:
-        """Put back what updates change: the weights and the optimiser's memory of them."""
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{self.path} was written by a different model: {error}") from error
