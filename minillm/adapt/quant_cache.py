@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minillm.infer.paged import BLOCK_SIZE, BlockPool, gather, scatter
 from minillm.model.cache import KVCache
 from minillm.model.config import ModelConfig
 
@@ -64,6 +65,46 @@ class Int8Cache(KVCache):
         rows = torch.as_tensor(rows, device=self.keys.device)
         self.key_scales, self.value_scales = self.key_scales[:, rows], self.value_scales[:, rows]
         super().keep(rows)
+
+
+class Int8Pool(BlockPool):
+    """A `BlockPool` of 8-bit codes, each head of each token with a scale, as in `Int8Cache`.
+
+    Args:
+        dtype: of the keys and values that `read` returns; the codes are int8 in any case.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        n_blocks: int,
+        block_size: int = BLOCK_SIZE,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__(config, n_blocks, block_size, device, torch.int8)
+        self.dtype = dtype
+        self.key_scales, self.value_scales = (
+            torch.zeros(*codes.shape[:-1], 1, device=device) for codes in (self.keys, self.values)
+        )
+        self.rooms += [self.key_scales, self.value_scales]
+
+    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put k, v (B, K, T, D) into slots (B, T) as codes and scales."""
+        for codes, scales, new in (
+            (self.keys, self.key_scales, k),
+            (self.values, self.value_scales, v),
+        ):
+            new_codes, new_scales = int8_heads(new)
+            scatter(codes[layer], slots, new_codes)
+            scatter(scales[layer], slots, new_scales)
+
+    def read(self, layer: int, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The first ``length`` tokens in blocks (B, N): keys and values (B, K, S, D)."""
+        codes = super().read(layer, blocks, length)
+        scales = (gather(s[layer], blocks, length) for s in (self.key_scales, self.value_scales))
+        keys, values = ((c * s).to(self.dtype) for c, s in zip(codes, scales, strict=True))
+        return keys, values
 
 
 def int8_heads(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,8 +97,8 @@ class BlockPool:
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Put k, v (B, K, T, D) into slots (B, T); slot = block · block_size + place in it."""
-        for room, new in ((self.keys, k), (self.values, v)):
-            room[layer].flatten(0, 1)[slots] = new.transpose(1, 2).to(room.dtype)
+        scatter(self.keys[layer], slots, k)
+        scatter(self.values[layer], slots, v)
 
     def read(self, layer: int, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """The first ``length`` tokens in blocks (B, N): keys and values (B, K, S, D)."""
@@ -254,6 +254,14 @@ class PagedCache(KVCache):
     def advance(self, n: int | Tensor | list[int]) -> None:
         """Count the last ``n`` written tokens as real: one number, or one for each row."""
         super().advance(n)
+        self._resize()
+
+    def rewind(self, n: int) -> None:
+        """Forget the last ``n`` tokens of every row, and free the blocks that held only them."""
+        super().rewind(n)
+        self._resize()
+
+    def _resize(self) -> None:
         for table, length in zip(self.tables, self._lengths, strict=True):
             self.pool.resize(table, length)
         self._layout = None
@@ -284,8 +292,13 @@ def paged_cache(
     return PagedCache(pool, [BlockTable() for _ in range(batch_size)])
 
 
+def scatter(room: Tensor, slots: Tensor, new: Tensor) -> None:
+    """Put new (B, K, T, D) into slots (B, T) of a layer's room (n_blocks, block_size, K, D)."""
+    room.flatten(0, 1)[slots] = new.transpose(1, 2).to(room.dtype)
+
+
 def gather(room: Tensor, blocks: Tensor, length: int) -> Tensor:
-    """(n_blocks, block_size, K, D) and blocks (B, N) → their first tokens, (B, K, length, D)."""
+    """The first tokens in blocks (B, N) of a layer's room, as a copy: (B, K, length, D)."""
     rows = room.index_select(0, blocks.flatten()).unflatten(0, blocks.shape).flatten(1, 2)
     return rows[:, :length].transpose(1, 2)
 
