@@ -1,4 +1,4 @@
-"""Every family against `transformers`: logits, gradients, decoding on a cache, and export.
+"""Every family against `transformers`: logits, gradients, maps, decoding on a cache, export.
 
 A new family needs a tiny configuration in one of the three modules of cases, nothing else.
 """
@@ -7,16 +7,19 @@ import cases_classic
 import cases_llama
 import cases_sparse
 import pytest
+import torch
 from pairs import (
     check_cached_decoding,
     check_chunked_prefill,
     check_logits_and_gradients,
     check_round_trip,
     load,
+    random_tokens,
     randomised,
 )
 
 from minillm.model.families import FAMILIES
+from minillm.model.maps import attention_maps
 
 DECODERS = cases_classic.DECODERS | cases_llama.CASES | cases_sparse.CASES
 CASES = DECODERS | cases_classic.ENCODERS | cases_classic.ENCODER_DECODERS
@@ -50,3 +53,18 @@ def test_decoding_on_a_cache_is_the_full_forward_at_every_position(pair):
 
 def test_no_family_is_left_out():
     assert {build().config.model_type for build in CASES.values()} == FAMILIES.keys()
+
+
+# Asked for its maps, the reference adds Falcon's ALiBi twice; BLOOM's shows that ours is right.
+@pytest.mark.parametrize("name", sorted(DECODERS.keys() - {"falcon_rw"}))
+def test_attention_maps_are_those_transformers_returns(pair):
+    """With biases, windows, caps, scales and norms of queries and keys, as each family has them."""
+    ours, theirs = pair
+    tokens = random_tokens(3, 11, seed=6)
+    if ours.config.latent:
+        with pytest.raises(ValueError, match="latent"):
+            attention_maps(ours, tokens)
+        return
+    expected = torch.stack(theirs(tokens, output_attentions=True).attentions)
+    torch.testing.assert_close(attention_maps(ours, tokens), expected, rtol=1e-4, atol=1e-5)
+    assert not any(block.attention._forward_pre_hooks for block in ours.blocks)

@@ -1,6 +1,6 @@
-"""What holds for a model of any family: packing, files, refusals and attention maps.
+"""What holds for a model of any family: packing, files and refusals.
 
-Logits, gradients and decoding of each are compared in `test_every_family`.
+Logits, gradients, decoding and attention maps of each are compared in `test_every_family`.
 """
 
 import json
@@ -14,7 +14,6 @@ from pairs import load, ragged, random_tokens, randomised
 from safetensors.torch import load_file, save_file
 
 from minillm.model import hf
-from minillm.model.maps import attention_maps
 from minillm.model.transformer import Transformer
 
 
@@ -90,11 +89,3 @@ def test_tensors_that_do_not_fit_are_refused_with_every_problem_named(pair, tmp_
         hf.from_published(published, tensors)
     for words in (f"missing {missing}", "surplus made.up", f"{misshapen} has shape (35,)"):
         assert words in str(error.value)
-
-
-def test_attention_maps_are_those_transformers_returns(pair):
-    ours, theirs = pair
-    tokens = random_tokens(3, 11, seed=6)
-    expected = torch.stack(theirs(tokens, output_attentions=True).attentions)
-    torch.testing.assert_close(attention_maps(ours, tokens), expected, rtol=1e-4, atol=1e-5)
-    assert not any(block.attention._forward_pre_hooks for block in ours.blocks)
