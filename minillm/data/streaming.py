@@ -28,7 +28,25 @@ import torch
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 
+from minillm.data import stories
 from minillm.data.packing import Batch
+
+SHARDS = 64  # of generated stories: many numbers of streams divide it
+
+
+def streamed_stories(n: int, seed: int) -> IterableDataset:
+    """About `n` generated stories in shards, column text; each is drawn when it is read."""
+    seeds = [seed * SHARDS + shard for shard in range(SHARDS)]
+    return IterableDataset.from_generator(
+        _draw_stories, gen_kwargs={"seeds": seeds, "n_each": max(1, n // SHARDS)}
+    )
+
+
+def _draw_stories(seeds: list[int], n_each: int) -> Iterator[dict]:
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(n_each):
+            yield {"text": stories.sample_story(generator).text}
 
 
 class StreamedBatches:

@@ -29,12 +29,20 @@ def adamw(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model has no trainable parameter: set requires_grad on some")
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups: dict[tuple, list[nn.Parameter]] = {}
+    for p in parameters:
+        # One kernel updates a group, so all of it must be spread over processes in the same way.
+        groups.setdefault((p.ndim < 2, getattr(p, "device_mesh", None)), []).append(p)
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
+    return torch.optim.AdamW(
+        [
+            {"params": group, "weight_decay": 0.0 if is_vector else weight_decay}
+            for (is_vector, _), group in sorted(groups.items(), key=lambda item: item[0][0])
+        ],
+        lr=lr,
+        betas=betas,
+        fused=fused,
+    )
 
 
 def warmup_cosine(
