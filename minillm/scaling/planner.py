@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from minillm.scaling.laws import FLOPS_PER_WEIGHT
 from minillm.scaling.published import twenty_tokens
+from minillm.train.accounting import StateBytes, state_bytes
+from minillm.train.parallel import Layout
 
 ASPECT = 128  # width over layers; the loss hardly depends on it (Kaplan et al. 2020, §3.1)
 HEAD = 128  # widths are multiples of it
@@ -38,26 +40,15 @@ DOLLARS_PER_HOUR = 2.0
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How many processors split the batch, each matrix, and the stack of layers."""
-
-    data: int
-    tensor: int
-    pipeline: int
-
-
-@dataclass(frozen=True)
 class Memory:
-    """Bytes on each processor."""
+    """Bytes on each processor: what stays from step to step, and what a step keeps for backward."""
 
-    weights: float
-    gradients: float
-    optimizer: float
+    state: StateBytes
     activations: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.state.total + self.activations
 
 
 @dataclass(frozen=True)
@@ -137,22 +128,16 @@ def shape(n: float) -> tuple[int, int]:
 def memory_per_gpu(n_layers: int, d_model: int, layout: Layout, context: int = 4096) -> Memory:
     """Bytes of mixed-precision Adam on each processor; one sequence a micro-batch.
 
-    Weights and gradients take 2 bytes each, split by tensor and pipeline; the float32 copy and
-    Adam's two moments take 12, split over the data-parallel processors, too (Rajbhandari et al.
-    2020, §3.1 and §5.1: ZeRO stage 1). Each layer keeps its input, 2 bytes a number, and computes
-    the rest again; while it does, one layer holds 34 bytes a number (Korthikanti et al. 2022,
-    §4 to 5, without the attention scores, which a fused kernel never stores). Of a pipeline's
-    stages the first holds as many micro-batches as there are stages, so splitting the layers saves
-    no inputs.
+    Tensor and pipeline split everything; the processors of `layout.data` split the optimiser's
+    state (ZeRO stage 1). Each layer keeps its input, 2 bytes a number, and computes the rest again;
+    while it does, one layer holds 34 bytes a number (Korthikanti et al. 2022, §4 and 5, without the
+    attention scores, which a fused kernel never stores). Of a pipeline's stages the first holds as
+    many micro-batches as there are stages, so splitting the layers saves no inputs.
     """
     own = 12 * n_layers * d_model**2 / (layout.tensor * layout.pipeline)
     numbers = context * d_model / layout.tensor
-    return Memory(
-        weights=2 * own,
-        gradients=2 * own,
-        optimizer=12 * own / layout.data,
-        activations=numbers * (2 * n_layers + 34),
-    )
+    state = state_bytes(own, stage=1, n_processes=layout.data)
+    return Memory(state, activations=numbers * (2 * n_layers + 34))
 
 
 def best_layout(
@@ -188,4 +173,4 @@ def _layouts(n_gpus: int, node: int, n_layers: int, n_heads: int) -> Iterator[La
         if n_gpus % (tensor * pipeline) == 0 and n_layers % pipeline == 0
     ]
     for tensor, pipeline in sorted(cuts, key=lambda cut: (cut[0] * cut[1], cut[1])):
-        yield Layout(n_gpus // (tensor * pipeline), tensor, pipeline)
+        yield Layout(data=n_gpus // (tensor * pipeline), tensor=tensor, pipeline=pipeline)

@@ -5,7 +5,6 @@ import pytest
 from minillm.scaling.planner import (
     GPUS,
     ROOM,
-    Layout,
     best_layout,
     budget,
     memory_per_gpu,
@@ -25,6 +24,7 @@ from minillm.scaling.published import (
     kaplan_advice,
     twenty_tokens,
 )
+from minillm.train.parallel import Layout
 
 
 def test_published_losses_at_chinchilla_s_budget():
@@ -81,8 +81,8 @@ def test_a_shape_has_the_weights_it_was_asked_for():
 def test_memory_by_hand():
     """12 · 10 · 1000² = 1.2e8 weights, a quarter of them on each, the optimiser a third of that."""
     memory = memory_per_gpu(10, 1000, Layout(data=3, tensor=2, pipeline=2), context=100)
-    assert memory.weights == memory.gradients == 2 * 3e7
-    assert memory.optimizer == 12 * 3e7 / 3
+    state = memory.state
+    assert (state.weights, state.gradients, state.optimizer) == (6e7, 6e7, 12 * 3e7 / 3)
     assert memory.activations == 100 * 1000 / 2 * (2 * 10 + 34)
     assert memory.total == 4 * 3e7 + 12e7 + 2.7e6
 
@@ -92,9 +92,9 @@ def test_the_layout_uses_all_processors_and_fits_with_the_fewest_cuts():
     layout, memory = best_layout("H100", 2048, layers, width)
     assert layout.data * layout.tensor * layout.pipeline == 2048
     assert memory.total <= ROOM * GPUS["H100"].memory
-    fewer = Layout(layout.data * 2, max(1, layout.tensor // 2), layout.pipeline)
+    fewer = Layout(data=2 * layout.data, tensor=layout.tensor // 2, pipeline=layout.pipeline)
     assert memory_per_gpu(layers, width, fewer).total > ROOM * GPUS["H100"].memory
-    assert best_layout("H100", 2048, *shape(1e9))[0] == Layout(2048, 1, 1)
+    assert best_layout("H100", 2048, *shape(1e9))[0] == Layout(data=2048)
     roomy, _ = best_layout("H200", 2048, layers, width)
     assert roomy.tensor * roomy.pipeline < layout.tensor * layout.pipeline
 
