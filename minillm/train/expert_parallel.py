@@ -94,6 +94,11 @@ class SharedOutExperts(nn.Module):
 
     def _here(self, x: Tensor, counts: Tensor) -> Tensor:
         weights = {name: weight.to_local() for name, weight in self.named_parameters()}
+        n = self.mesh["expert"].size()
+        for weight in weights.values():
+            if weight.requires_grad and n > 1:
+                # The rows of n processes came here; gradients are averages over processes.
+                weight.register_hook(lambda gradient: gradient / n)
         slices = SimpleNamespace(gated=self.gated, activation=self.activation, **weights)
         return Experts.forward(slices, x, counts)
 

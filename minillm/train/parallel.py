@@ -155,10 +155,8 @@ def _shard(module: nn.Module, mesh: DeviceMesh) -> None:
     for block in _blocks(module):
         experts = getattr(block.mlp, "experts", None)
         if isinstance(experts, SharedOutExperts) and mesh["expert"].size() > 1:
-            # Rows of all processes came to these experts: their gradients are sums already.
+            # Only processes with the same experts have something to gather and to average.
             fully_shard(experts, mesh=mesh["data", "shard"], reshard_after_forward=not keep)
-            experts.set_gradient_divide_factor(batch_mesh(mesh).size())
-            experts.set_force_sum_reduction_for_comms(True)  # gloo divides apart from adding
         fully_shard(block, **dense)
     fully_shard(module, **dense)
 
@@ -192,7 +190,7 @@ def backward(module: nn.Module, tokens: Tensor, targets: Tensor) -> float:
 
 
 def full_weights(module: nn.Module) -> dict[str, Tensor]:
-    """All weights and saved buffers, whole and called as in the plain model, in every process.
+    """Copies of all weights and saved buffers, whole, called as in the plain model, everywhere.
 
     For files and comparisons: it takes the memory of the whole model.
     """
@@ -217,8 +215,9 @@ def _collect(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _whole(tensor: Tensor) -> Tensor:
+    """A copy; what every process holds whole is not one by itself."""
     tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
 
 
 @torch.no_grad()
