@@ -22,7 +22,7 @@ from minillm.infer.packed import with_layers
 from minillm.model.transformer import Transformer
 
 GROUP = 96  # outputs that share a scale; what the kernel holds in the registers of a core
-FEW = 12  # above so many rows it is faster to widen the weights once and multiply
+FEW = 8  # above so many rows it is faster to widen the weights once and multiply
 KERNELS = torch.ops.quantized
 PACK = {8: KERNELS.embedding_bag_byte_prepack, 4: KERNELS.embedding_bag_4bit_prepack}
 UNPACK = {8: KERNELS.embedding_bag_byte_unpack, 4: KERNELS.embedding_bag_4bit_unpack}
@@ -73,13 +73,22 @@ class WeightOnlyLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight that the codes stand for, float32 (D, C); made anew on every call."""
-        groups = UNPACK[self.bits](self.table).view(-1, self.in_features, GROUP)
-        return groups.transpose(1, 2).reshape(-1, self.in_features)[: self.out_features]
+        return self.groups().transpose(1, 2).reshape(-1, self.in_features)[: self.out_features]
+
+    def groups(self) -> Tensor:
+        """The same by groups of outputs and input by input, as it is stored: (N, C, GROUP)."""
+        return UNPACK[self.bits](self.table).view(-1, self.in_features, GROUP)
 
     def forward(self, x: Tensor) -> Tensor:
         few = x.numel() <= FEW * self.in_features
-        y = self.sum_rows(x) if few else F.linear(x, self.weight)
+        y = self.sum_rows(x) if few else self.multiply(x)
         return y if self.bias is None else y + self.bias
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, D): one product a group, because turning the weights takes longer."""
+        y = x.reshape(-1, self.in_features) @ self.groups()  # (N, B, GROUP)
+        y = y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+        return y[..., : self.out_features]
 
     def sum_rows(self, x: Tensor) -> Tensor:
         """(…, C) → (…, D): one bag for each group and row, its weights being the row's numbers."""
