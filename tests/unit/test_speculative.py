@@ -96,6 +96,21 @@ def test_a_model_that_drafts_for_itself_is_always_right(model):
     assert all(r.drafts == r.tokens[:4] and r.n_kept == 4 for r in told)
 
 
+def test_a_draft_model_forgets_what_was_refused(model):
+    """Its guesses are those of a drafter that never saw the refused ones."""
+    old, new = DraftModel(model), DraftModel(model)
+    old.start(30)
+    settings = {"states": torch.zeros(0, 24), "sampler": GREEDY, "generator": None}
+    with torch.no_grad():
+        refused = old.propose([3, 1, 4], 4, **settings).tokens
+        for text in ([3, 1, 4, (refused[0] + 1) % V], [3, 1, 4, *refused, 7], [3, 1], [9]):
+            new.start(30)
+            guesses = old.propose(text, 4, **settings)
+            fresh = new.propose(text, 4, **settings)
+            assert guesses.tokens == fresh.tokens
+            assert torch.allclose(guesses.probabilities, fresh.probabilities)
+
+
 def test_a_stop_token_ends_the_text_wherever_it_stands(model):
     prompt = [3, 1, 4]
     [free] = generate(model, [prompt], max_new_tokens=40, sampler=GREEDY)
@@ -292,8 +307,9 @@ def test_a_cache_goes_back(model):
             logits, model(torch.cat([tokens, tokens[:, -1:]], 1))[:, -1:], atol=1e-5
         )
     cache.advance([0, 2])
+    assert cache.positions(1).tolist() == [[9], [11]]
     cache.rewind(1)
-    assert cache.lengths.tolist() == [8, 10]
+    assert cache.lengths.tolist() == [8, 10] and cache.positions(1).tolist() == [[8], [10]]
     for n in (-1, 9):
         with pytest.raises(ValueError, match="rewind"):
             cache.rewind(n)
