@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ def operations(work: Callable[[], object]) -> list[Operation]:
     operations down, so trust the shares more than the sum.
     """
     on_gpu = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    with profile(activities=activities, with_flops=True) as recorded:
+    # Only a GPU needs the larger machinery (Kineto), which prints messages of its own.
+    device = "cuda" if on_gpu else None
+    with profile(use_device=device, use_kineto=on_gpu, with_flops=True) as recorded:
         work()
     found = []
     for row in recorded.key_averages():
