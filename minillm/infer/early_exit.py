@@ -7,8 +7,7 @@ layers had changed nothing.
 
 Unlike speculative decoding this changes what is written. The threshold says how much.
 
-Source: Schuster et al. 2022, *Confident Adaptive Language Modeling*, §3.1 (skipped states) and §3.5
-(confidence).
+Source: Schuster et al. 2022, *Confident Adaptive Language Modeling*, §3.
 
 Tensor legend: T time, C channels, V vocabulary.
 """
