@@ -1,10 +1,12 @@
 """Where the time of a step goes, one line for each kind of operation."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.autograd.profiler import profile
+from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,33 @@ def operations(work: Callable[[], object]) -> list[Operation]:
     operations down, so trust the shares more than the sum.
     """
     on_gpu = torch.cuda.is_available()
-    # Only a GPU needs the larger machinery (Kineto), which prints messages of its own.
-    device = "cuda" if on_gpu else None
-    with profile(use_device=device, use_kineto=on_gpu, with_flops=True) as recorded:
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    recorded = profile(activities=activities, with_flops=True)
+    with _silenced():
+        recorded.start()
+    try:
         work()
+    finally:
+        with _silenced():
+            recorded.stop()
     found = []
     for row in recorded.key_averages():
         microseconds = row.self_device_time_total if on_gpu else row.self_cpu_time_total
         found.append(Operation(row.key, row.count, microseconds / 1e6, row.flops))
     return sorted(found, key=lambda operation: -operation.seconds)
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Starting and stopping, the profiler writes notes to the error stream, past Python."""
+    stream, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stream, 2)
+        os.close(stream)
+        os.close(nowhere)
 
 
 def profile_table(work: Callable[[], object], n: int = 8) -> str:

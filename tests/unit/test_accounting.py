@@ -131,3 +131,12 @@ def test_a_profile_knows_calls_and_flops():
     assert sum(float(line.split("%")[0].split()[-1]) for line in table[1:]) == pytest.approx(
         100, abs=0.2
     )
+
+
+def test_a_profile_prints_nothing_and_ends_with_the_work(capfd):
+    a = torch.randn(3, 3)
+    operations(lambda: a @ a)
+    with pytest.raises(ZeroDivisionError):
+        operations(lambda: 1 / 0)
+    operations(lambda: a @ a)  # the one before is over
+    assert capfd.readouterr() == ("", "")
