@@ -65,6 +65,25 @@ class Plan:
     gpu_hours: float
     dollars: float
 
+    def __str__(self) -> str:
+        layout, state = self.layout, self.memory.state
+        gigabytes = {
+            "weights": state.weights,
+            "gradients": state.gradients,
+            "optimiser": state.optimizer,
+            "activations": self.memory.activations,
+        }
+        parts = ", ".join(f"{name} {n_bytes / 1e9:.1f}" for name, n_bytes in gigabytes.items())
+        return (
+            f"budget   {self.gpu_hours:,.0f} hours: {self.flops:.1e} FLOPs, ${self.dollars:,.0f}\n"
+            f"model    {self.n_parameters / 1e9:,.1f} billion parameters: "
+            f"{self.n_layers} layers of width {self.d_model:,}\n"
+            f"data     {self.n_tokens / 1e9:,.0f} billion tokens\n"
+            f"layout   {layout.data} copies × {layout.tensor} slices of each matrix × "
+            f"{layout.pipeline} stages\n"
+            f"memory   {self.memory.total / 1e9:.0f} GB each: {parts}"
+        )
+
 
 def plan(
     gpu: str,

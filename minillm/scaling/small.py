@@ -66,7 +66,14 @@ def loss_on_world(model: Transformer, world: World) -> float:
 
 
 def learn(
-    world: World, width: int, n_tokens: int, seed: int = 0, reads: int = 1, device: str = "cpu"
+    world: World,
+    width: int,
+    n_tokens: int,
+    seed: int = 0,
+    *,
+    reads: int = 1,
+    batch_tokens: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[Transformer, list[tuple[int, float]]]:
     """Train one model, with a cosine that ends when the tokens do.
 
@@ -79,7 +86,8 @@ def learn(
     """
     config = small_config(width, world.n_words)
     model = Transformer(config, torch.Generator().manual_seed(seed)).to(device)
-    batches = list(told_facts(world, n_tokens, torch.Generator().manual_seed(seed)))
+    generator = torch.Generator().manual_seed(seed)
+    batches = list(told_facts(world, n_tokens, generator, batch_tokens))
     per_step = batches[0].tokens.numel()
     history = train(
         model, batches, steps=len(batches), lr=0.32 / width, weight_decay=0.0, progress=False,
@@ -90,7 +98,7 @@ def learn(
 
 def train_small(width: int, n_tokens: int, seed: int = 0, reads: int = 1) -> dict[str, object]:
     """One run of a grid: `learn` in the world of this seed, as numbers that a file can hold."""
-    model, losses = learn(World(seed=seed), width, n_tokens, seed, reads)
+    model, losses = learn(World(seed=seed), width, n_tokens, seed, reads=reads)
     n, d = model.n_parameters(), losses[-1][0]
     return {
         "width": width,

@@ -35,6 +35,8 @@ def test_published_losses_at_chinchilla_s_budget():
     assert CHINCHILLA.loss(*CHINCHILLA_MODEL) == pytest.approx(smaller, abs=1e-3)
     for law in (CHINCHILLA, CHINCHILLA_REPLICATED):
         assert law.loss(*CHINCHILLA_MODEL) < law.loss(*GOPHER)
+    # By hand: (6.4e13 / 280e9)^(76 / 103) = 55.0 and 1.8e13 / 300e9 = 60.
+    assert KAPLAN.loss(*GOPHER) == pytest.approx(115**0.103, abs=1e-3)
     assert KAPLAN.loss(*CHINCHILLA_MODEL) > KAPLAN.loss(*GOPHER)  # why Gopher was built so large
 
 
@@ -105,6 +107,7 @@ def test_a_plan_adds_up():
     assert ours.gpu_hours == 2048 * 21 * 24 and ours.dollars == 2 * ours.gpu_hours
     assert 6 * ours.n_parameters * ours.n_tokens == pytest.approx(ours.flops)
     assert (ours.n_layers, ours.d_model) == shape(ours.n_parameters)
+    assert "data     1,3" in str(ours) and "256 copies × 8 slices" in str(ours)
     by_law = plan("A100", 2048, 21, utilization=0.47, optimum=CHINCHILLA.optimum)
     assert (by_law.n_parameters, by_law.n_tokens) == CHINCHILLA.optimum(by_law.flops)
 
