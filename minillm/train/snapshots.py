@@ -89,7 +89,9 @@ class Snapshots:
             shutil.rmtree(place, ignore_errors=True)
             os.replace(partial, place)
             for old in self.finished()[: -self.keep]:
-                shutil.rmtree(old)
+                os.replace(old, old.with_suffix(".partial"))  # half deleted, it is not finished
+            for left in self.folder.glob("*.partial"):
+                shutil.rmtree(left)
         _wait_for_all()
 
     def read(self, rest: dict[str, Any]) -> dict[str, Any]:
