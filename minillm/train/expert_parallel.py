@@ -39,7 +39,7 @@ def share_out_experts(model: nn.Module, mesh: DeviceMesh) -> None:
 
     Args:
         model: changed in place; what it computes stays the same.
-        mesh: two-dimensional, ("expert", "tensor").
+        mesh: with dimensions "expert" and "tensor".
     """
     for module in model.modules():
         if isinstance(module, MoELayer):
@@ -53,8 +53,9 @@ class SharedOutExperts(nn.Module):
         super().__init__()
         self.gated, self.activation = experts.gated, experts.activation
         self.mesh = mesh
+        ways = [way for way in ("expert", "tensor") if mesh[way].size() > 1]
         for name, weight in experts.named_parameters():
-            slices = distribute_tensor(weight.detach(), mesh, [Shard(0), Shard(0)])
+            slices = distribute_tensor(weight.detach(), mesh[tuple(ways)], [Shard(0)] * len(ways))
             self.register_parameter(name, nn.Parameter(slices))
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:

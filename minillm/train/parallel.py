@@ -87,15 +87,12 @@ def make_mesh(layout: Layout, device_type: str) -> DeviceMesh:
     # From the rarest and smallest messages to the most and largest, which want the fastest wires.
     names = ("pipeline", "data", "shard", "expert", "tensor")
     sizes = tuple(getattr(layout, name) for name in names)
-    mesh = init_device_mesh(device_type, sizes, mesh_dim_names=names)
-    mesh["shard", "expert"]._flatten("dense_shard")
-    mesh["data", "shard", "expert"]._flatten("batch")
-    return mesh
+    return init_device_mesh(device_type, sizes, mesh_dim_names=names)
 
 
 def batch_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """The processes that read different rows, in one row: `.size()`, `.get_local_rank()`."""
-    return mesh["batch"]
+    return mesh["data", "shard", "expert"]._flatten("batch")  # made once, then remembered
 
 
 def parallelize(model: Transformer, mesh: DeviceMesh, n_micro: int | None = None) -> nn.Module:
@@ -119,7 +116,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh, n_micro: int | None = None
     if n_stages > 1:
         module = Stage(model, mesh.get_local_rank("pipeline"), n_stages)
     if config.moe and sizes["expert"] * sizes["tensor"] > 1:
-        share_out_experts(model, mesh["expert", "tensor"])
+        share_out_experts(model, mesh)
     if sizes["tensor"] > 1:
         slice_matrices(model, mesh["tensor"])
         if n_stages == 1:
@@ -150,13 +147,17 @@ def _shard(module: nn.Module, mesh: DeviceMesh) -> None:
     A block's weights are gathered when it computes, and its gradients added up while the block
     before it is differentiated. Along "data" there are copies.
     """
+    parts = mesh["shard", "expert"]._flatten("parts")
+    has_copies = mesh["data"].size() > 1
+    dense_mesh = mesh["data", "parts"] if has_copies else parts
+    expert_mesh = mesh["data", "shard"] if has_copies else mesh["shard"]
     keep = isinstance(module, Stage)  # a stage uses its weights for every micro-batch
-    dense = {"mesh": mesh["data", "dense_shard"], "reshard_after_forward": not keep}
+    dense = {"mesh": dense_mesh, "reshard_after_forward": not keep}
     for block in _blocks(module):
         experts = getattr(block.mlp, "experts", None)
         if isinstance(experts, SharedOutExperts) and mesh["expert"].size() > 1:
             # Only processes with the same experts have something to gather and to average.
-            fully_shard(experts, mesh=mesh["data", "shard"], reshard_after_forward=not keep)
+            fully_shard(experts, mesh=expert_mesh, reshard_after_forward=not keep)
         fully_shard(block, **dense)
     fully_shard(module, **dense)
 

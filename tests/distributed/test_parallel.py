@@ -111,11 +111,11 @@ def together(layout: Layout, config: ModelConfig) -> dict:
         loss += backward(model, *mine)
     dist.all_reduce(loss, group=rows.get_group())
     for p in model.parameters():
-        if p.grad is not None:
-            p.grad.mul_(rows.size())  # the sum over all rows, in place of the average of sums
+        local(p.grad).mul_(rows.size())  # the sum over all rows, in place of the average of sums
     gradients = full_gradients(model)
     norm = clip_gradients(model, CLIP)
-    torch.optim.SGD(model.parameters(), lr=RATE).step()
+    for p in model.parameters():
+        local(p.data).sub_(RATE * local(p.grad))
     return {
         "loss": float(loss),
         "gradients": gradients,
