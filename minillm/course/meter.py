@@ -35,8 +35,11 @@ class MemoryMeter:
 
     def _sample(self) -> None:
         while not self._done.wait(self._interval):
-            total = 0
+            own, shared = 0, 0
             for process in self._family():
                 with contextlib.suppress(psutil.Error):
-                    total += process.memory_info().rss
-            self.peak_bytes = max(self.peak_bytes, total)
+                    info = process.memory_info()
+                    # Libraries that several processes have loaded are in memory once.
+                    common = getattr(info, "shared", 0)  # known on Linux alone
+                    own, shared = own + info.rss - common, max(shared, common)
+            self.peak_bytes = max(self.peak_bytes, own + shared)

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -257,6 +259,16 @@ def test_memory_is_measured_over_the_whole_family_and_the_family_is_killed():
     process.communicate()
     assert gauge.peak_bytes > 200e6
     _wait_until(lambda: not grandchild.is_running() or grandchild.status() == "zombie")
+
+
+@pytest.mark.parametrize(("memory", "total"), [({"shared": 20}, 50), ({}, 90)])
+def test_what_processes_share_is_counted_once_where_the_system_tells(monkeypatch, memory, total):
+    member = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=30, **memory))
+    monkeypatch.setattr(meter.MemoryMeter, "_family", lambda self: [member] * 3)
+    gauge = meter.MemoryMeter(os.getpid(), interval=0.01)
+    _wait_until(lambda: gauge.peak_bytes > 0)
+    gauge.stop()
+    assert gauge.peak_bytes == total
 
 
 def test_readme_drift_is_about_words_and_thresholds_not_measured_values(tmp_path):
