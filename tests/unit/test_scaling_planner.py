@@ -107,7 +107,9 @@ def test_a_plan_adds_up():
     assert ours.gpu_hours == 2048 * 21 * 24 and ours.dollars == 2 * ours.gpu_hours
     assert 6 * ours.n_parameters * ours.n_tokens == pytest.approx(ours.flops)
     assert (ours.n_layers, ours.d_model) == shape(ours.n_parameters)
-    assert "data     1,3" in str(ours) and "256 copies × 8 slices" in str(ours)
+    assert "data     1,3" in str(ours) and "256 copies × 8 slices of each matrix × 1 stages" in str(
+        ours
+    )
     by_law = plan("A100", 2048, 21, utilization=0.47, optimum=CHINCHILLA.optimum)
     assert (by_law.n_parameters, by_law.n_tokens) == CHINCHILLA.optimum(by_law.flops)
 
