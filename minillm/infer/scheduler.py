@@ -223,7 +223,8 @@ class Scheduler:
         for sampler, places in places_of.items():
             group = [rows[place] for place in places]
             uniforms = torch.tensor([row.uniforms[row.n_new] for row in group]).to(logits.device)
-            chosen = sampler.choose(logits[places], uniforms, _histories(group, logits.device))
+            of_group = logits if len(group) == len(rows) else logits[places]  # a copy is large
+            chosen = sampler.choose(of_group, uniforms, _histories(group, logits.device))
             for place, token in zip(places, chosen.tolist(), strict=True):
                 tokens[place] = token
         return [self._take(row, token) for row, token in zip(rows, tokens, strict=True)]

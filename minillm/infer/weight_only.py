@@ -23,6 +23,7 @@ from minillm.model.transformer import Transformer
 
 GROUP = 96  # outputs that share a scale; what the kernel holds in the registers of a core
 FEW = 8  # above so many rows it is faster to widen the weights once and multiply
+AT_ONCE = 2**19  # weights that are widened at a time: 2 MB
 KERNELS = torch.ops.quantized
 PACK = {8: KERNELS.embedding_bag_byte_prepack, 4: KERNELS.embedding_bag_4bit_prepack}
 UNPACK = {8: KERNELS.embedding_bag_byte_unpack, 4: KERNELS.embedding_bag_4bit_unpack}
@@ -73,11 +74,12 @@ class WeightOnlyLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight that the codes stand for, float32 (D, C); made anew on every call."""
-        return self.groups().transpose(1, 2).reshape(-1, self.in_features)[: self.out_features]
+        groups = self.groups(self.table)
+        return groups.transpose(1, 2).reshape(-1, self.in_features)[: self.out_features]
 
-    def groups(self) -> Tensor:
-        """The same by groups of outputs and input by input, as it is stored: (N, C, GROUP)."""
-        return UNPACK[self.bits](self.table).view(-1, self.in_features, GROUP)
+    def groups(self, table: Tensor) -> Tensor:
+        """The table, or some groups of it, as numbers: (N, C, GROUP)."""
+        return UNPACK[self.bits](table).view(-1, self.in_features, GROUP)
 
     def forward(self, x: Tensor) -> Tensor:
         few = x.numel() <= FEW * self.in_features
@@ -85,9 +87,15 @@ class WeightOnlyLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def multiply(self, x: Tensor) -> Tensor:
-        """(…, C) → (…, D): one product a group, because turning the weights takes longer."""
-        y = x.reshape(-1, self.in_features) @ self.groups()  # (N, B, GROUP)
-        y = y.transpose(0, 1).reshape(*x.shape[:-1], -1)
+        """(…, C) → (…, D): the weights widened once for all rows, a few groups at a time.
+
+        So they are still in the core's cache when they are multiplied. They stay input by input:
+        turning them would take longer than the product.
+        """
+        rows, C = x.reshape(-1, self.in_features), self.in_features
+        n_groups = max(1, AT_ONCE // (GROUP * C))
+        parts = [rows @ self.groups(part) for part in self.table.split(n_groups * C)]
+        y = torch.cat(parts).transpose(0, 1).reshape(*x.shape[:-1], -1)  # from (N, B, GROUP)
         return y[..., : self.out_features]
 
     def sum_rows(self, x: Tensor) -> Tensor:

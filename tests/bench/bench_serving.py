@@ -77,7 +77,7 @@ def speculation(model: Transformer, prompt: list[int], n_new: int) -> None:
     settings = {"max_new_tokens": n_new, "sampler": GREEDY}
     seconds, results = measure({
         "plain": lambda: generate(model, [prompt], **settings)[0],
-        "guessed": lambda: speculate(model, prompt, PromptLookup(), n_drafts=8, **settings),
+        "guessed": lambda: speculate(model, prompt, PromptLookup(), n_drafts=7, **settings),
     })  # fmt: skip
     assert results["plain"] == results["guessed"], "guessing changed the text"
     print(
@@ -90,8 +90,9 @@ def main() -> None:
     model, tokenizer = hf.smollm2()
     print(f"serve SmolLM2, {torch.get_num_threads()} thread(s)")
     batching(model, [tokenizer.encode(PROMPT.format(i)) for i in range(BATCHES[-1])])
-    source = tokenizer.encode(SOURCE)
-    speculation(packed(model), source + tokenizer.encode("\n\n") + source[:12], len(source) - 12)
+    # Twice the text and its beginning: what comes next is in the prompt.
+    source = tokenizer.encode(SOURCE + "\n\n")
+    speculation(packed(model), source + source + source[:6], len(source) - 12)
 
 
 if __name__ == "__main__":

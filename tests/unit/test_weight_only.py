@@ -63,6 +63,15 @@ def test_the_product_is_that_with_the_rounded_weights(bits, rows, bias):
     torch.testing.assert_close(small(twice), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_many_rows_meet_the_weights_part_by_part(bits, monkeypatch):
+    monkeypatch.setattr("minillm.infer.weight_only.AT_ONCE", 2 * GROUP * 30)
+    small = WeightOnlyLinear(random_layer(30, 5 * GROUP - 7), bits)  # two groups, two and one
+    x = torch.randn(3, FEW, 30, generator=torch.Generator().manual_seed(1))
+    expected = nn.functional.linear(x, small.weight, small.bias)
+    torch.testing.assert_close(small(x), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("config", [gpt2_config(19, **SIZE), llama_config(19, **SIZE)])
 def test_a_weight_only_model_computes_what_its_rounded_weights_say(config):
     model, generator = Transformer(config), torch.Generator().manual_seed(1)
