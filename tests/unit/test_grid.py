@@ -19,6 +19,14 @@ def square(x: int, add: int = 0) -> dict:
     return {"y": x * x + add, "process": os.getpid()}
 
 
+def die_once(x: int, marker: str) -> dict:
+    """A run whose process dies the first time, as if the machine had killed it."""
+    if x == 2 and not Path(marker).exists():
+        Path(marker).touch()
+        os._exit(9)
+    return {"y": x * x}
+
+
 def squares(results):
     return [result["y"] for result in results]
 
@@ -78,6 +86,14 @@ def test_a_worker_that_fails_is_named_too(tmp_path):
         settings = [{"width": width, "n_tokens": 400} for width in (3, 4)]
         run_grid(train_small, settings, tmp_path, workers=2, progress=False)
     assert len(list(tmp_path.iterdir())) == 1  # the other one is kept
+
+
+def test_after_a_killed_worker_the_same_call_goes_on(tmp_path):
+    settings = [{"x": x, "marker": str(tmp_path / "died")} for x in range(4)]
+    with pytest.raises(RuntimeError, match="of 4 runs failed"):
+        run_grid(die_once, settings, tmp_path / "grid", workers=2, progress=False)
+    results = run_grid(die_once, settings, tmp_path / "grid", workers=2, progress=False)
+    assert squares(results) == [0, 1, 4, 9]
 
 
 def test_what_workers_cannot_import_is_refused(tmp_path):
