@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from minillm.scaling.laws import FLOPS_PER_WEIGHT
 from minillm.scaling.published import twenty_tokens
 from minillm.train.accounting import StateBytes, state_bytes
-from minillm.train.parallel import Layout
+from minillm.train.layout import Layout
 
 ASPECT = 128  # width over layers; the loss hardly depends on it (Kaplan et al. 2020, §3.1)
 HEAD = 128  # widths are multiples of it

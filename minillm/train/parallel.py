@@ -17,7 +17,6 @@ Weights are called alike under every layout, so a checkpoint of one loads under 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, astuple, dataclass
 
 import torch
 import torch.distributed as dist
@@ -33,6 +32,7 @@ from minillm.train.expert_parallel import (
     check_expert_parallel,
     share_out_experts,
 )
+from minillm.train.layout import Layout
 from minillm.train.losses import next_token_loss
 from minillm.train.pipeline import Pipeline, Stage, check_pipeline
 from minillm.train.tensor_parallel import (
@@ -41,38 +41,6 @@ from minillm.train.tensor_parallel import (
     slice_matrices,
     split_fused,
 )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How many processes share the work, each way; they multiply.
-
-    Attributes:
-        data: copies of the whole model, each with rows of its own.
-        shard: as ``data``, but each keeps only a part of weights, gradients and optimiser state
-            (ZeRO-3, Rajbhandari et al. 2020; FSDP).
-        tensor: slices of each matrix, the same rows.
-        pipeline: stages of consecutive layers, the same rows.
-        expert: as ``shard``, but each keeps whole experts, and tokens travel to them.
-
-    Raises:
-        ValueError: a number below 1.
-    """
-
-    data: int = 1
-    shard: int = 1
-    tensor: int = 1
-    pipeline: int = 1
-    expert: int = 1
-
-    def __post_init__(self):
-        for name, n in asdict(self).items():
-            if not isinstance(n, int) or n < 1:
-                raise ValueError(f"{name}={n!r}: expected a number of processes, at least 1")
-
-    @property
-    def n_processes(self) -> int:
-        return math.prod(astuple(self))
 
 
 def make_mesh(layout: Layout, device_type: str) -> DeviceMesh:
@@ -133,6 +101,8 @@ def parallelize(model: Transformer, mesh: DeviceMesh, n_micro: int | None = None
 def _check(model: nn.Module, sizes: dict[str, int]) -> None:
     if not isinstance(model, Transformer):
         raise ValueError(f"a {type(model).__name__} cannot be shared out: expected a Transformer")
+    if model.config.n_future:
+        raise ValueError("modules for later tokens are trained by a loss of their own: n_future=0")
     if sizes["expert"] > 1:
         check_expert_parallel(model.config, sizes["expert"] * sizes["tensor"])
     if sizes["tensor"] > 1:

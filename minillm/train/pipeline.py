@@ -28,10 +28,10 @@ def check_pipeline(config: ModelConfig, n: int) -> None:
     """Raise ValueError where a model cannot be cut into n stages."""
     if config.n_layers < n:
         raise ValueError(f"{config.n_layers} layers are too few for pipeline={n} stages")
-    if config.position == "relative" or config.n_future or config.cross_attention:
+    if config.position == "relative" or config.cross_attention:
         raise ValueError(
             "a pipeline passes on nothing but the residual stream: no relative position bias, no "
-            "modules for later tokens, no cross-attention"
+            "cross-attention"
         )
 
 
@@ -99,14 +99,13 @@ class Pipeline(nn.Module):
         Args:
             tokens, targets: int64 (B, T), the same in every stage.
         """
-        earlier = None if self.tied is None else self.tied.grad
-        if self.tied is not None:
-            self.tied.grad = None
+        if self.tied is None:
+            return self._run("step", tokens, targets)
+        earlier, self.tied.grad = self.tied.grad, None  # has the other end's part already
         loss = self._run("step", tokens, targets)
-        if self.tied is not None:
-            self._add_gradient_of_other_end()
-            if earlier is not None:
-                self.tied.grad += earlier
+        self._add_gradient_of_other_end()
+        if earlier is not None:
+            self.tied.grad += earlier
         return loss
 
     @torch.no_grad()
@@ -131,8 +130,7 @@ class Pipeline(nn.Module):
         gradient = self.tied.grad
         mine = gradient.to_local() if isinstance(gradient, DTensor) else gradient
         group, other = self.mesh.get_group(), torch.empty_like(mine)
-        ends = 0, self.mesh.size() - 1
-        peer = dist.get_global_rank(group, ends[1] if self.stage.is_first else ends[0])
+        peer = dist.get_global_rank(group, self.mesh.size() - 1 if self.stage.is_first else 0)
         swap = [
             dist.P2POp(dist.isend, mine.contiguous(), peer, group),
             dist.P2POp(dist.irecv, other, peer, group),

@@ -19,9 +19,9 @@ from minillm.data import stories
 from minillm.data.streaming import streamed_stories
 from minillm.data.tokenizer import Tokenizer
 from minillm.model.config import ModelConfig, gpt2_config, llama_config
+from minillm.train.layout import Layout
 from minillm.train.muon import muon
 from minillm.train.optim import adamw
-from minillm.train.parallel import Layout
 from minillm.train.spikes import SpikeGuard
 
 FAMILIES = {"llama": llama_config, "gpt2": gpt2_config}

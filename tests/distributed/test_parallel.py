@@ -13,9 +13,9 @@ from torch.nn.utils import clip_grad_norm_
 from minillm.model.config import Latent, ModelConfig, MoE, gpt2_config, llama_config
 from minillm.model.transformer import Transformer, own_tensors
 from minillm.train.expert_parallel import check_expert_parallel
+from minillm.train.layout import Layout
 from minillm.train.losses import next_token_loss
 from minillm.train.parallel import (
-    Layout,
     backward,
     batch_mesh,
     clip_gradients,
@@ -25,7 +25,7 @@ from minillm.train.parallel import (
     parallelize,
     plain,
 )
-from minillm.train.pipeline import Pipeline, check_pipeline, stage_of_layer
+from minillm.train.pipeline import check_pipeline, stage_of_layer
 from minillm.train.processes import Processes
 from minillm.train.tensor_parallel import check_tensor_parallel, split_fused
 
@@ -187,19 +187,33 @@ def test_a_pipeline_takes_batches_of_every_shape_and_evaluates(two):
         assert not any(gradients), "an evaluation leaves no gradients"
 
 
-def test_rows_that_do_not_divide_into_micro_batches_are_refused(two):
-    def run(config):
-        model = parallelize(random_model(config), make_mesh(Layout(pipeline=2), "cpu"))
-        assert isinstance(model, Pipeline)
-        backward(model, *(x[:6] for x in random_rows()))
-
-    with pytest.raises(RuntimeError, match="ValueError: 6 rows do not divide into 4 micro-batches"):
-        two.run(run, MODELS["dense"])
+def refusal(function) -> str:
+    with pytest.raises(ValueError) as error:
+        function()
+    return str(error.value)
 
 
-def test_a_layout_for_other_processes_is_refused(two):
-    with pytest.raises(RuntimeError, match="is for 3 processes, and there are 2"):
-        two.run(lambda: make_mesh(Layout(data=3), "cpu"))
+def test_what_does_not_fit_is_refused_in_every_process(two):
+    def shared_out(model, **layout):
+        return parallelize(model, make_mesh(Layout(**layout), "cpu"))
+
+    def refusals():
+        piped = shared_out(random_model(MODELS["dense"]), pipeline=2)
+        later = Transformer(llama_config(V, n_layers=1, n_future=1))
+        return [
+            refusal(lambda: make_mesh(Layout(data=3), "cpu")),
+            refusal(lambda: shared_out(torch.nn.Linear(2, 2), data=2)),
+            refusal(lambda: shared_out(later, shard=2)),
+            refusal(lambda: shared_out(random_model(MODELS["dense"]), expert=2)),
+            refusal(lambda: backward(piped, *(x[:6] for x in random_rows()))),
+        ]
+
+    for said in two.run(refusals):
+        assert "is for 3 processes, and there are 2" in said[0]
+        assert "a Linear cannot be shared out: expected a Transformer" in said[1]
+        assert "modules for later tokens are trained by a loss of their own" in said[2]
+        assert "this model has no experts" in said[3]
+        assert "6 rows do not divide into 4 micro-batches" in said[4]
 
 
 def test_a_layout_multiplies_and_counts_from_one():

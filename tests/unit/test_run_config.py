@@ -8,7 +8,7 @@ import torch
 
 from minillm.data import stories
 from minillm.model.config import MoE, gpt2_config, llama_config
-from minillm.train.parallel import Layout
+from minillm.train.layout import Layout
 from minillm.train.run_config import Parallel, open_text, read_config
 
 EXAMPLES = Path(__file__).parents[2] / "docs/train"

@@ -24,7 +24,7 @@ from minillm.scaling.published import (
     kaplan_advice,
     twenty_tokens,
 )
-from minillm.train.parallel import Layout
+from minillm.train.layout import Layout
 
 
 def test_published_losses_at_chinchilla_s_budget():
