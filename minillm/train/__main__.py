@@ -66,14 +66,27 @@ def join(device: str) -> torch.device:
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not has_gpu):
         raise ValueError(f"device={device!r}: expected 'auto', 'cpu', or 'cuda' where there is one")
     backend = "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
-    if "RANK" in os.environ:  # torchrun says who we are
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, **meeting_place())
     if kind == "cpu":
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def meeting_place() -> dict[str, Any]:
+    """Store, rank and number of processes, for `init_process_group`.
+
+    On one machine `torchrun` keeps its store when it starts processes anew (PyTorch 2.13), with the
+    addresses of the dead ones in it. So each start has a corner of its own. Machines count their
+    starts each for itself (issue 135712): for several, have it make new stores instead, with
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment.
+    """
+    if "RANK" not in os.environ:
+        return {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    store, rank, n_processes = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    return {"store": store, "rank": rank, "world_size": n_processes}
 
 
 def run(config: RunConfig, device: torch.device) -> History:
