@@ -9,11 +9,10 @@ it (AMX, AVX-512), against the same step in float32.
     python tests/bench/bench_efficient.py [ROWS [ROUNDS]]
 """
 
-import statistics
 import sys
-import time
 
 import torch
+from bench_qlora import in_turns
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -50,18 +49,6 @@ def step(batch: Batch, loss_fn=token_loss, *, fused: bool = True, compiled: bool
         optimizer.step()
 
     return run
-
-
-def in_turns(contestants: dict, rounds: int) -> dict[str, float]:
-    """Median seconds of each; the first round warms up and compiles."""
-    seconds = {name: [] for name in contestants}
-    for round_ in range(rounds + 1):
-        for name, run in contestants.items():
-            started = time.perf_counter()
-            run()
-            if round_:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def main(n_rows: int = 16, rounds: int = 5) -> None:
