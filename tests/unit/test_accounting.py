@@ -124,6 +124,10 @@ def test_a_profile_knows_calls_and_flops():
     product = found["aten::mm"]
     assert (product.calls, product.flops) == (7, 7 * 2 * 30 * 40 * 50)
     assert found["aten::exp"].calls == 7 and found["aten::exp"].flops == 0
+    # A product is called through `matmul`, whose own time is without it.
+    square = torch.randn(300, 300)
+    found = {operation.name: operation for operation in operations(lambda: square @ square)}
+    assert found["aten::matmul"].seconds < found["aten::mm"].seconds
     seconds = [operation.seconds for operation in operations(work)]
     assert seconds == sorted(seconds, reverse=True) and min(seconds) >= 0
     table = profile_table(work, n=2).splitlines()

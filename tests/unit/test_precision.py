@@ -8,7 +8,7 @@ import torch
 from test_loop import Tiny, make_batches
 from torch import nn
 
-from minillm.train.loop import TrainingDiverged, token_loss, train
+from minillm.train.loop import TrainingDiverged, accumulate_gradients, token_loss, train
 from minillm.train.precision import (
     E4M3,
     FORMATS,
@@ -148,6 +148,16 @@ def test_float16_survives_an_overflow_and_ends_where_float32_does():
     assert not any(map(math.isfinite, first)) and all(map(math.isfinite, history.losses))
     assert abs(history.losses[-1] - exact.losses[-1]) < 0.1 * exact.losses[0]
     assert exact.skipped == []
+
+
+def test_the_scale_is_undone():
+    """AdamW and clipping forgive a constant factor, so the gradients themselves are compared."""
+    model, batch = Tiny(), next(iter(make_batches()))
+    plain = accumulate_gradients(model, [batch])
+    gradients = [p.grad.clone() for p in model.parameters()]
+    assert accumulate_gradients(model, [batch], scale=1024.0) == plain
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
 
 
 def test_float16_stops_when_it_is_not_the_scale():
