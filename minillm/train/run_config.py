@@ -130,7 +130,9 @@ class Parallel:
 
     Attributes:
         data, shard, tensor, pipeline, expert: as in `Layout`.
-        rest: which of them takes the processes that are left, "shard" or "data".
+        rest: which of them takes the processes that are left, "shard" or "data". With copies,
+            PyTorch adds gradients up in another order in the first step after a restart, and the
+            last bits of the curve may differ; with shards none do.
     """
 
     data: int = 1

@@ -1,0 +1,213 @@
+"""One configuration file, one loss curve: whatever the number of processes and their layout.
+
+The processes are started once; each then plays a process that `torchrun` started, or stands aside.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import socket
+
+import pytest
+import torch
+
+from minillm.data.packing import IGNORE, Batch
+from minillm.model.config import llama_config
+from minillm.model.transformer import Transformer
+from minillm.train.loop import accumulate_gradients
+from minillm.train.processes import Processes
+
+CONFIG = """
+seed = 3
+device = "cpu"
+[model]
+d_model = 24
+n_layers = 2
+n_heads = 4
+max_length = 16
+[data]
+stories = {n = 2000, seed = 0}
+tokenizer = "stories"
+block_size = 12
+batch_size = 24
+streams = 12
+window = 7
+[validation]
+stories = {n = 500, seed = 1}
+batches = 2
+every = 4
+[train]
+steps = 8
+lr = 0.01
+accumulate = 2
+clip = 0.5
+checkpoint_every = 4
+"""
+EXPERTS = "model.moe={n_experts = 4, n_active = 2, d_expert = 16}"
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with Processes(4) as four:
+        four.run(leave_the_group)
+        yield four
+
+
+def leave_the_group():
+    os.environ["NUMBER"] = str(torch.distributed.get_rank())
+    torch.distributed.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def play(n, port, arguments):
+    """What a process does that `torchrun` has started as one of `n`; the others do nothing."""
+    from minillm.train.__main__ import main
+
+    if int(os.environ["NUMBER"]) >= n:
+        return 0, ""
+    os.environ |= {"RANK": os.environ["NUMBER"], "WORLD_SIZE": str(n)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        status = main(arguments)
+    return status, errors.getvalue()
+
+
+def attempt(processes, n, folder, *changes):
+    """Run the command in `n` processes: (exit status, what it said on stderr) of each."""
+    folder.mkdir(exist_ok=True)
+    config = folder / "config.toml"
+    config.write_text(CONFIG)
+    return processes.run(play, n, free_port(), [str(config), f"folder='{folder}'", *changes])
+
+
+def launch(processes, n, folder, *changes):
+    """Train with `n` processes; the history and the weights that are then in `folder`."""
+    for status, errors in attempt(processes, n, folder, *changes):
+        assert status == 0, errors
+    return results(folder)
+
+
+def results(folder):
+    history = json.loads((folder / "history.json").read_text())
+    return history, Transformer.load(folder / "model.safetensors")
+
+
+def assert_same_run(run, reference):
+    (history, model), (expected, expected_model) = run, reference
+    assert history["steps"] == expected["steps"] and history["n_tokens"] == expected["n_tokens"]
+    for name in ("losses", "lrs", "gradient_norms"):
+        assert history[name] == pytest.approx(expected[name], rel=1e-4)
+    for (step, loss), (same, wanted) in zip(history["evals"], expected["evals"], strict=True):
+        assert step == same and loss == pytest.approx(wanted, rel=1e-4)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, expected_model.state_dict()[name], rtol=0, atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def alone(processes, tmp_path_factory):
+    return launch(processes, 1, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize(
+    ("n", "table"),
+    [
+        (2, "shard = 1"),
+        (3, "rest = 'data'"),
+        (4, "rest = 'shard'"),
+        (4, "tensor = 2"),
+        (4, "pipeline = 2"),
+    ],
+)
+def test_the_curve_does_not_depend_on_the_processes(processes, alone, tmp_path, n, table):
+    run = launch(processes, n, tmp_path, *(f"parallel.{change}" for change in table.split(", ")))
+    assert_same_run(run, alone)
+    losses = run[0]["losses"]
+    assert losses[-1] < losses[0] - 0.3 and run[0]["evals"][-1][1] < losses[0] - 0.3
+
+
+def test_packed_documents_and_experts_on_several_processes(processes, tmp_path):
+    changes = ("data.mask_documents=true", EXPERTS)
+    reference = launch(processes, 1, tmp_path / "one", *changes)
+    run = launch(processes, 4, tmp_path / "four", *changes, "parallel.expert=2")
+    assert_same_run(run, reference)
+
+
+@pytest.mark.parametrize("way", ["shard", "tensor", "pipeline"])
+def test_saved_by_four_it_goes_on_with_one_two_and_three(processes, alone, tmp_path, way):
+    """The weights and moments of step 4, and the places in the text, find their new owners."""
+    saved = tmp_path / "four"
+    launch(processes, 4, saved, f"parallel.{way}=2")
+    assert sorted(p.name for p in (saved / "snapshots").iterdir()) == [
+        "step-00000004",
+        "step-00000008",
+    ]
+    shutil.rmtree(saved / "snapshots/step-00000008")
+    for n in (1, 2, 3):
+        folder = tmp_path / str(n)
+        shutil.copytree(saved / "snapshots", folder / "snapshots")
+        marker = folder / "snapshots/step-00000004"
+        before = [(file.name, file.stat().st_mtime_ns) for file in sorted(marker.iterdir())]
+        assert_same_run(launch(processes, n, folder), alone)
+        after = [(file.name, file.stat().st_mtime_ns) for file in sorted(marker.iterdir())]
+        assert before == after  # it did go on from there, and wrote only what comes later
+
+
+def test_a_finished_run_and_runs_that_do_not_fit(processes, tmp_path):
+    first = launch(processes, 2, tmp_path)
+    assert_same_run(launch(processes, 4, tmp_path), first)
+    for change, words in (
+        ("train.lr=0.02", "belongs to another run"),
+        ("model.d_model=32", "written by a different model"),
+        ("parallel.tensor=3", "expected a multiple"),
+    ):
+        for status, errors in attempt(processes, 2, tmp_path, change)[:2]:
+            (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+            assert status == 2 and words in line
+
+
+def test_targets_are_counted_over_all_processes(processes):
+    """Rows with 5, 0, 3 and 1 targets, one on each process: the mean is over the nine."""
+    config = llama_config(11, d_model=8, n_layers=1, n_heads=2, max_length=8)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(11, (4, 6), generator=generator)
+    targets = torch.randint(11, (4, 6), generator=generator)
+    for row, n in enumerate((5, 0, 3, 1)):
+        targets[row, n:] = IGNORE
+    model = Transformer(config)
+    loss, count = accumulate_gradients(model, [Batch(tokens, targets)])
+    assert count == 9
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    shared = (free_port(), config, tokens, targets)
+    for there, n, gradients in processes.run(ragged_step, *shared):
+        assert (there, n) == (pytest.approx(loss, rel=1e-5), 9)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def ragged_step(port, config, tokens, targets):
+    import torch.distributed as dist
+
+    from minillm.data.packing import Batch
+    from minillm.model.transformer import Transformer
+    from minillm.train.loop import accumulate_gradients
+    from minillm.train.parallel import Layout, full_gradients, make_mesh, parallelize
+    from minillm.train.team import Team
+
+    rank = int(os.environ["NUMBER"])
+    dist.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=4)
+    try:
+        team = Team(make_mesh(Layout(data=2, shard=2), "cpu"))
+        module = parallelize(Transformer(config), team.mesh)
+        mine, n_parts = team.part
+        rows = Batch(tokens.chunk(n_parts)[mine], targets.chunk(n_parts)[mine])
+        loss, count = accumulate_gradients(module, [rows], team=team)
+        return loss, count, full_gradients(module)
+    finally:
+        dist.destroy_process_group()
