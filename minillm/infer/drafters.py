@@ -1,7 +1,6 @@
 """Who guesses in speculative decoding: four drafters, from free to clever.
 
-Each has the two methods of `speculative.Drafter`. A bad guess costs time and changes nothing else,
-so a drafter may take any short cut.
+A bad guess costs time and changes nothing else, so a drafter may take any short cut.
 
 Tensor legend: N drafts, T time, C channels, W window, V vocabulary.
 """
@@ -13,31 +12,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minillm.infer.sampling import Sampler, draw
-from minillm.infer.speculative import Drafts, fresh, make_cache, read
+from minillm.infer.sampling import Sampler
+from minillm.infer.speculative import Drafter, Drafts, make_cache, read
 from minillm.model.ngram import NGram
 from minillm.model.transformer import Transformer
 
 
-class DraftModel:
+class DraftModel(Drafter):
     """A smaller Transformer with the same vocabulary, one token after the other."""
 
     def __init__(self, model: Transformer):
         self.model = model
 
-    def start(self, max_length: int) -> None:
+    def start(self, max_length: int, sampler: Sampler, generator: torch.Generator | None) -> None:
+        super().start(max_length, sampler, generator)
         self.cache = make_cache(self.model, max_length)
         self.seen: list[int] = []  # the tokens in the cache
 
-    def propose(
-        self,
-        text: Sequence[int],
-        n: int,
-        *,
-        states: Tensor,
-        sampler: Sampler,
-        generator: torch.Generator | None,
-    ) -> Drafts:
+    def propose(self, text: Sequence[int], n: int, states: Tensor) -> Drafts:
         # Forget refused guesses. The last token is always read: its scores are needed.
         n_known = min(n_common(self.seen, text), len(text) - 1)
         self.cache.rewind(len(self.seen) - n_known)
@@ -46,41 +38,32 @@ class DraftModel:
             last = read(self.model, tokens[n_known:], self.cache)[-1:]
             self.cache.advance(len(tokens) - n_known)
             n_known = len(tokens)
-            probabilities.append(sampler.probabilities(self.model.logits(last)))
-            tokens.append(pick(probabilities[-1], generator))
+            token, p = self.pick(self.model.logits(last))
+            tokens.append(token)
+            probabilities.append(p)
         self.seen = tokens[:n_known]
         return Drafts(tokens[len(text) :], torch.cat(probabilities))
 
 
-class NGramDrafter:
+class NGramDrafter(Drafter):
     """Counts of what followed the last n − 1 tokens, in other texts of this kind."""
 
     def __init__(self, ngram: NGram):
         self.ngram = ngram
 
-    def start(self, max_length: int) -> None:
-        pass
-
-    def propose(
-        self,
-        text: Sequence[int],
-        n: int,
-        *,
-        states: Tensor,
-        sampler: Sampler,
-        generator: torch.Generator | None,
-    ) -> Drafts:
+    def propose(self, text: Sequence[int], n: int, states: Tensor) -> Drafts:
         if len(text) < self.ngram.n - 1:
             return Drafts([])
         tokens, probabilities = list(text), []
         for _ in range(n):
             logits = self.ngram.log_probs(tokens[-self.ngram.n :])[None].to(states.device)
-            probabilities.append(sampler.probabilities(logits))
-            tokens.append(pick(probabilities[-1], generator))
+            token, p = self.pick(logits)
+            tokens.append(token)
+            probabilities.append(p)
         return Drafts(tokens[len(text) :], torch.cat(probabilities))
 
 
-class PromptLookup:
+class PromptLookup(Drafter):
     """What followed when the last few tokens stood in this text before.
 
     Nothing is computed, and summaries, corrections and code repeat their source all the time. The
@@ -94,22 +77,11 @@ class PromptLookup:
             raise ValueError(f"longest={longest}: expected to match at least 1 token")
         self.longest = longest
 
-    def start(self, max_length: int) -> None:
-        pass
-
-    def propose(
-        self,
-        text: Sequence[int],
-        n: int,
-        *,
-        states: Tensor,
-        sampler: Sampler,
-        generator: torch.Generator | None,
-    ) -> Drafts:
+    def propose(self, text: Sequence[int], n: int, states: Tensor) -> Drafts:
         return Drafts(follow_up(list(text), n, self.longest))
 
 
-class MTPDrafter:
+class MTPDrafter(Drafter):
     """The model's own modules that predict further tokens (see `model.mtp`), one draft each.
 
     Args:
@@ -125,19 +97,12 @@ class MTPDrafter:
             raise ValueError("the model has no modules to draft with; build it with n_future")
         self.model, self.window = model, window
 
-    def start(self, max_length: int) -> None:
+    def start(self, max_length: int, sampler: Sampler, generator: torch.Generator | None) -> None:
+        super().start(max_length, sampler, generator)
         weights = next(self.model.parameters())
         self.states = weights.new_zeros(0, self.model.config.d_model)  # (W, C)
 
-    def propose(
-        self,
-        text: Sequence[int],
-        n: int,
-        *,
-        states: Tensor,
-        sampler: Sampler,
-        generator: torch.Generator | None,
-    ) -> Drafts:
+    def propose(self, text: Sequence[int], n: int, states: Tensor) -> Drafts:
         self.states = torch.cat((self.states, states))[-self.window :]
         W = len(self.states)
         if W == 0:  # a text of one token: the model has not read anything yet
@@ -148,8 +113,9 @@ class MTPDrafter:
             # Module k reads, at each position, the token k places on.
             embedded = self.model.embedding(torch.tensor([tokens[k:]], device=hidden.device))
             hidden = module(hidden, embedded, self.model.view(embedded, positions))
-            probabilities.append(sampler.probabilities(self.model.logits(hidden[:, -1])))
-            tokens.append(pick(probabilities[-1], generator))
+            token, p = self.pick(self.model.logits(hidden[:, -1]))
+            tokens.append(token)
+            probabilities.append(p)
         return Drafts(tokens[W + 1 :], torch.cat(probabilities))
 
 
@@ -164,11 +130,6 @@ def follow_up(text: list[int], n: int, longest: int) -> list[int]:
             if text[place : place + m] == end:
                 return text[place + m : place + m + n]
     return []
-
-
-def pick(probabilities: Tensor, generator: torch.Generator | None) -> int:
-    """One token from (1, V)."""
-    return int(draw(probabilities, fresh(generator, 1).to(probabilities.device)))
 
 
 def n_common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -5,7 +5,7 @@ guesses the next few tokens, the model scores all of them in one pass, and those
 are kept. `verify` decides what "agrees" means, such that the text has exactly the distribution of
 the model's own samples, whoever guessed and however badly.
 
-Any object with the two methods of `Drafter` may guess; four of them stand in `drafters.py`.
+Any `Drafter` may guess; four of them stand in `drafters.py`.
 
 Tensor legend: B batch, N drafts, T time, C channels, V vocabulary.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,29 +75,33 @@ class Drafts:
     probabilities: Tensor | None = None
 
 
-class Drafter(Protocol):
-    """Whoever guesses."""
+class Drafter:
+    """Whoever guesses: a `propose`, and a `start` if there is something to forget."""
 
-    def start(self, max_length: int) -> None:
-        """Forget the last text; a new one begins, of at most so many tokens."""
+    def start(self, max_length: int, sampler: Sampler, generator: torch.Generator | None) -> None:
+        """A new text begins.
 
-    def propose(
-        self,
-        text: Sequence[int],
-        n: int,
-        *,
-        states: Tensor,
-        sampler: Sampler,
-        generator: torch.Generator | None,
-    ) -> Drafts:
+        Args:
+            max_length: the most tokens it will have.
+            sampler, generator: how it is sampled; guesses are best drawn in the same way.
+        """
+        self.sampler, self.generator = sampler, generator
+
+    def propose(self, text: Sequence[int], n: int, states: Tensor) -> Drafts:
         """Guess at most `n` ≥ 1 tokens that continue the text.
 
         Args:
             text: the prompt and all that was written since.
             states: (T, C), the model's hidden states at the tokens that it has read since the last
                 call. It has read all of the text but the last token.
-            sampler, generator: how the text is sampled; guesses are best drawn in the same way.
         """
+        raise NotImplementedError
+
+    def pick(self, logits: Tensor) -> tuple[int, Tensor]:
+        """A token drawn from logits (1, V), and the distribution (1, V) it was drawn from."""
+        probabilities = self.sampler.probabilities(logits)
+        uniform = fresh(self.generator, 1).to(logits.device)
+        return int(draw(probabilities, uniform)), probabilities
 
 
 @dataclass(frozen=True)
@@ -166,15 +169,13 @@ def rounds(
         )
     text, total = list(prompt), len(prompt) + max_new_tokens
     cache = make_cache(model, total, cache_type)
-    drafter.start(total)
+    drafter.start(total, sampler, generator)
     states = read(model, text[:-1], cache)
     cache.advance(len(text) - 1)
 
     while len(text) < total:
         n = min(n_drafts, total - len(text) - 1)
-        drafts = Drafts([])
-        if n > 0:
-            drafts = drafter.propose(text, n, states=states, sampler=sampler, generator=generator)
+        drafts = drafter.propose(text, n, states) if n > 0 else Drafts([])
         states = read(model, [text[-1], *drafts.tokens], cache)
         target = sampler.probabilities(model.logits(states))  # (N + 1, V)
         n_kept, token = verify_one(target, drafts, generator)

@@ -99,14 +99,14 @@ def test_a_model_that_drafts_for_itself_is_always_right(model):
 def test_a_draft_model_forgets_what_was_refused(model):
     """Its guesses are those of a drafter that never saw the refused ones."""
     old, new = DraftModel(model), DraftModel(model)
-    old.start(30)
-    settings = {"states": torch.zeros(0, 24), "sampler": GREEDY, "generator": None}
+    old.start(30, GREEDY, None)
+    states = torch.zeros(0, 24)
     with torch.no_grad():
-        refused = old.propose([3, 1, 4], 4, **settings).tokens
+        refused = old.propose([3, 1, 4], 4, states).tokens
         for text in ([3, 1, 4, (refused[0] + 1) % V], [3, 1, 4, *refused, 7], [3, 1], [9]):
-            new.start(30)
-            guesses = old.propose(text, 4, **settings)
-            fresh = new.propose(text, 4, **settings)
+            new.start(30, GREEDY, None)
+            guesses = old.propose(text, 4, states)
+            fresh = new.propose(text, 4, states)
             assert guesses.tokens == fresh.tokens
             assert torch.allclose(guesses.probabilities, fresh.probabilities)
 
@@ -270,12 +270,11 @@ def test_the_modules_guess_what_they_guess_in_training(model):
 
     prompt = [3, 1, 4, 1, 5]
     drafter = MTPDrafter(model)
-    drafter.start(20)
+    drafter.start(20, GREEDY, None)
     with torch.no_grad():
         states = model.hidden(torch.tensor([prompt[:-1]]))
-        settings = {"sampler": GREEDY, "generator": None}
-        first = drafter.propose(prompt[:3], 2, states=states[0, :2], **settings)
-        drafts = drafter.propose(prompt, 2, states=states[0, 2:], **settings)
+        first = drafter.propose(prompt[:3], 2, states[0, :2])
+        drafts = drafter.propose(prompt, 2, states[0, 2:])
         assert len(first.tokens) == len(drafts.tokens) == 2
         text = torch.tensor([[*prompt, *drafts.tokens]])
         padded = F.pad(states, (0, 0, 0, 3))  # what the modules do not reach
