@@ -10,7 +10,6 @@ Tensor legend: B batch, T time, C channels, V vocabulary.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from minillm.data.tokenizer import Tokenizer
 from minillm.infer.sampling import Sampler
+from minillm.infer.text import Text
 from minillm.model.cache import KVCache
 from minillm.model.transformer import Transformer
 
@@ -209,7 +209,7 @@ class Chat:
         exchange = question
         self.exchanges.append(exchange)
         self.ending = "stopped"
-        characters = codecs.getincrementaldecoder("utf-8")("replace")
+        written = Text(self.tokenizer.token_bytes)
         try:
             for _ in range(self.max_new_tokens):
                 token = self._choose(self._read())
@@ -217,12 +217,11 @@ class Chat:
                     self.ending = "end"
                     break
                 exchange.append(token)
-                # A character may be several tokens: its bytes wait until it is whole.
-                if piece := characters.decode(self.tokenizer.token_bytes(token)):
+                if piece := written.add(token):
                     yield piece
             else:
                 self.ending = "length"
-            if piece := characters.decode(b"", final=True):
+            if piece := written.end():
                 yield piece
         finally:
             exchange += self.template.closing(self.tokenizer)

@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from minillm.infer.scheduler import QueueFull
-from minillm.serve.answers import Answer, Text, error_body
+from minillm.infer.text import Text
+from minillm.serve.answers import Answer, error_body
 from minillm.serve.reading import Asked, BadRequest, Reader
 from minillm.serve.worker import Stream, Worker, WorkerStopped
 

@@ -84,6 +84,8 @@ class Worker:
             QueueFull: too many are waiting.
             WorkerStopped: nothing can be answered any more.
         """
+        if self._closing:  # nobody reads the inbox any more
+            raise WorkerStopped("the server is closing")
         loop = asyncio.get_running_loop()
         stream, taken = Stream(loop), loop.create_future()
         self._inbox.put(partial(self._add, request, stream, taken))

@@ -1,4 +1,4 @@
-"""Reading requests, making text of tokens, and the worker's thread; no network here."""
+"""Reading requests, and the worker's thread; no network here."""
 
 import asyncio
 import json
@@ -11,7 +11,6 @@ from minillm.infer.scheduler import QueueFull, Request, Scheduler
 from minillm.model.config import llama_config
 from minillm.model.transformer import Transformer
 from minillm.serve.__main__ import main, make_engine
-from minillm.serve.answers import Text
 from minillm.serve.reading import BadRequest
 from minillm.serve.worker import Worker, WorkerStopped
 
@@ -126,34 +125,6 @@ def test_completions_take_text_or_ids():
             reader().completion(json.dumps({"prompt": prompt}).encode())
 
 
-def text_of(pieces: list[bytes], stops=()):
-    text = Text(dict(enumerate(pieces)).__getitem__, stops)
-    given = [text.add(token) for token in range(len(pieces))]
-    return [*given, text.end()], text
-
-
-def test_half_a_character_waits_for_its_other_half():
-    assert text_of([b"a\xe4", b"\xb8", b"\xadb"])[0] == ["a", "", "中b", ""]
-    assert text_of([b"a\xe4"])[0] == ["a", "\ufffd"]
-
-
-@pytest.mark.parametrize("cut", range(1, 12))
-def test_a_stop_is_found_wherever_it_is_cut_and_never_given_out(cut):
-    whole = b"one STOP two STAR"
-    given, text = text_of([whole[:cut], whole[cut:12], whole[12:]], ("STOP", "two"))
-    assert "".join(given) == "one " and text.stopped and text.n_tokens == 3
-
-
-def test_what_only_looked_like_a_stop_is_given_out():
-    assert "".join(text_of([b"S", b"T", b"A", b"ST"], ("STOP",))[0]) == "STAST"
-    assert "".join(text_of([b"aaaab"], ("aab",))[0]) == "aa"
-
-
-def test_an_id_that_the_tokenizer_does_not_name_is_an_unknown_character():
-    text = Text(TOKENIZER.token_bytes)
-    assert text.add(TOKENIZER.vocab_size) + text.end() == "\ufffd"
-
-
 def request(prompt, n=6, seed=0):
     return Request(prompt=prompt, max_new_tokens=n, seed=seed)
 
@@ -239,6 +210,13 @@ def test_a_failure_while_computing_ends_every_stream_with_an_error():
     worker = Worker(Broken(MODEL, n_blocks=16))
     asyncio.run(ask())
     worker.close()
+
+
+def test_a_closed_worker_takes_no_request():
+    worker = Worker(Scheduler(MODEL, n_blocks=16))
+    worker.close()
+    with pytest.raises(WorkerStopped, match="closing"):
+        asyncio.run(worker.submit(request([1, 2])))
 
 
 @pytest.mark.parametrize(
