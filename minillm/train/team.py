@@ -50,10 +50,14 @@ def pipeline_loss(model: Pipeline, batch: Batch) -> tuple[torch.Tensor, int]:
     The gradients are there when it returns, so nothing hangs on the loss any more.
 
     Raises:
-        ValueError: packed neighbours are to be told apart, and stages pass on no masks.
+        ValueError: packed neighbours are to be told apart, and stages pass on no masks; or the
+            products are in float16, whose gradients have to be scaled before they are made.
     """
     if batch.documents is not None:
         raise ValueError("a pipeline passes on no masks: use mask_documents=False")
+    device = batch.tokens.device.type
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+        raise ValueError("a pipeline cannot scale its loss, as float16 needs: use precision='bf16'")
     n_targets = int((batch.targets != IGNORE).sum())
     run = model.backward if torch.is_grad_enabled() else model.loss
     return torch.tensor(run(batch.tokens, batch.targets), requires_grad=True), n_targets
