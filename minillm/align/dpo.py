@@ -54,16 +54,6 @@ def log_ratio_margin(
     return (chosen - ref_chosen.detach()) - (rejected - ref_rejected.detach())
 
 
-def implicit_rewards(policy: Tensor, ref: Tensor, beta: float = 0.1) -> Tensor:
-    """The reward a policy behaves as if it maximised, β(log π − log ref): (B,), without gradients.
-
-    Known up to a number per prompt, so it compares only responses to the same prompt.
-    """
-    _check_settings(beta)
-    _check_shapes(policy, ref)
-    return beta * (policy - ref).detach()
-
-
 def ipo_loss(
     chosen: Tensor,
     rejected: Tensor,

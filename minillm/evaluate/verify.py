@@ -30,7 +30,7 @@ from fractions import Fraction
 
 from torch import Tensor, tensor
 
-from minillm.data.problems import MARKER, Problem, decode
+from minillm.data.problems import Problem, decode
 from minillm.infer.rollout import Rollout
 
 FORMS: dict[str, re.Pattern] = {
@@ -180,32 +180,12 @@ def evaluate(expression: str) -> Fraction | None:
         return None
 
 
-def equation_holds(text: str) -> bool:
-    """Is "left=right" true? Both sides as `evaluate` reads them; one equals sign."""
-    sides = [evaluate(side) for side in text.split("=")]
-    return len(sides) == 2 and None not in sides and sides[0] == sides[1]
-
-
 def solves_countdown(expression: str, numbers: tuple[int, ...], target: int) -> bool:
     """Does the expression use each of the numbers exactly once, no other, and give the target?"""
     if evaluate(expression) != target:  # also when it is no expression
         return False
     used = [node.value for node in ast.walk(_parse(expression)) if isinstance(node, ast.Constant)]
     return sorted(used) == sorted(numbers)
-
-
-def correct_steps(problem: Problem, completion: str) -> int:
-    """How many steps are right before the first that is wrong, read against the problem's own.
-
-    Of use where the way is as unique as the answer: digit sums, written arithmetic, edits.
-    """
-    written = completion.split(MARKER)[0].split()
-    right = 0
-    for step, expected in zip(written, problem.steps, strict=False):
-        if step != expected:
-            break
-        right += 1
-    return right
 
 
 def _declarations(text: str, form: str) -> list[re.Match]:

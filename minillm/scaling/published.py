@@ -7,21 +7,13 @@ things; which of two models a law prefers can be compared.
 from minillm.scaling.fit import PowerLaw
 from minillm.scaling.laws import FLOPS_PER_WEIGHT, ChinchillaLaw, KaplanLaw
 
-# Kaplan et al. 2020: the joint law, table 2; L(N) and L(D) alone, equations 1.1 and 1.2.
+# Kaplan et al. 2020: the joint law, table 2; L(N) alone, equation 1.1.
 KAPLAN = KaplanLaw(Nc=6.4e13, alpha_n=0.076, Dc=1.8e13, alpha_d=0.103)
 KAPLAN_SIZE = PowerLaw(scale=8.8e13**0.076, exponent=-0.076, r2=float("nan"))
-KAPLAN_DATA = PowerLaw(scale=5.4e13**0.095, exponent=-0.095, r2=float("nan"))
 
 # Hoffmann et al. 2022, appendix D.3, and the same data fitted again by Besiroglu et al. 2024.
 CHINCHILLA = ChinchillaLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)
 CHINCHILLA_REPLICATED = ChinchillaLaw(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
-
-# a and b of N ∝ C^a, D ∝ C^b by the three methods of Hoffmann et al. 2022, table 2.
-CHINCHILLA_EXPONENTS = {
-    "least loss of every run so far": (0.50, 0.50),
-    "iso-FLOP valleys": (0.49, 0.51),
-    "parametric fit": (0.46, 0.54),
-}
 
 # (parameters, tokens) of the two models whose contest decided between the laws.
 GOPHER = (280e9, 300e9)  # Rae et al. 2021

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from minillm.align.dpo import (
     dpo_loss,
-    implicit_rewards,
     ipo_loss,
     kto_loss,
     kto_reference_point,
@@ -35,7 +34,6 @@ def test_dpo_by_hand():
     numbers = [torch.tensor([x]) for x in (-4.0, -7.0, -6.0, -5.0)]
     assert log_ratio_margin(*numbers).tolist() == [4]
     assert dpo_loss(*numbers, beta=0.5).item() == pytest.approx(math.log1p(math.exp(-2)))
-    assert implicit_rewards(numbers[0], numbers[2], beta=0.5).tolist() == [1]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -165,7 +163,6 @@ def test_every_loss_prefers_the_chosen_response(four):
         (lambda x: dpo_loss(x, x, x, x, label_smoothing=0.6), r"label_smoothing=0\.6"),
         (lambda x: ipo_loss(x, x, x, x[None]), r"\(1, 5\)"),
         (lambda x: ipo_loss(x, x, x, x, tau=-1), "-1: expected a number above 0"),
-        (lambda x: implicit_rewards(x, x[:1]), r"\(1,\)"),
         (lambda x: kto_loss(x, x, x, 0.0), r"desirable is torch\.float32: expected bool"),
         (lambda x: kto_reference_point(x[None], x[None]), r"expected \(B,\) each"),
         (lambda x: simpo_loss(x, x, beta=0), "beta=0"),

@@ -12,8 +12,6 @@ from minillm.data.problems import TASKS, Problem, draw, encode
 from minillm.evaluate.verify import (
     FORMS,
     Score,
-    correct_steps,
-    equation_holds,
     evaluate,
     extract,
     extract_lenient,
@@ -40,7 +38,6 @@ def test_every_solution_is_right_with_its_steps_and_without(task):
             assert score(problem, problem.solution(steps)) == BOTH
         off_by_one = {"number": "1", "text": "z", "countdown": "+1"}[problem.kind]
         assert score(problem, f"#{problem.answer}{off_by_one}") == NEITHER
-        assert correct_steps(problem, problem.solution()) == len(problem.steps)
 
 
 @pytest.mark.parametrize(
@@ -286,23 +283,6 @@ def test_countdown_accepts_every_way_and_no_other():
 def test_countdown_cannot_be_fooled(text):
     expected = text.strip() == "3+5+8"
     assert score(MAKE_16, f"#{text}").strict == expected
-
-
-def test_equations():
-    assert equation_holds("3+4=7")
-    assert equation_holds("7/2=14/4")
-    for wrong in ("3+4=8", "3+4", "3+4=7=7", "=", "7=", "a=a", "1/0=1/0"):
-        assert not equation_holds(wrong), wrong
-
-
-def test_steps_count_up_to_the_first_mistake():
-    problem = Problem("digit_sum", "4+7+2 mod 10=", ("4", "1", "3"), "3")
-    assert correct_steps(problem, "4 1 3 #3") == 3
-    assert correct_steps(problem, "4 1 3 9 9 #3") == 3
-    assert correct_steps(problem, "4 2 3 #3") == 1  # right again does not count
-    assert correct_steps(problem, "5 1 3 #3") == 0
-    assert correct_steps(problem, "4 1") == 2
-    assert correct_steps(problem, "#3 4 1 3") == 0
 
 
 def test_a_reward_is_for_right_answers_that_end():
