@@ -116,7 +116,8 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = probabilities.double().cumsum(-1)  # float32 would lose the tail of a big V
     total = cumulative[:, -1:]
-    if not ((total > 0) & total.isfinite()).all():
+    least, most = total.aminmax()  # NaN, where there is one
+    if not (least > 0 and most < math.inf):
         raise ValueError("a row of probabilities is NaN or all zero; look for NaN or −inf logits")
     below_total = torch.nextafter(total, torch.zeros_like(total))
     threshold = torch.minimum(uniforms.to(cumulative)[:, None] * total, below_total)

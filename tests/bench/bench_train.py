@@ -105,11 +105,14 @@ def library(shape: tuple, activation: str):
     return lambda batch: plain_step(model, optimizer, batch, lambda y: y.logits)
 
 
-def measure(steps: dict, batch: Batch, n_steps: int, rounds: int = 5) -> dict[str, float]:
-    """Median seconds of one step for each contestant, taken in turns; the first round warms up."""
+def measure(steps: dict, batch: Batch, n_steps: int, rounds: int = 8) -> dict[str, float]:
+    """Median seconds of one step for each contestant, taken in turns; the first round warms up.
+
+    Every second round runs backwards, so that nobody always follows the same neighbour.
+    """
     seconds = {name: [] for name in steps}
     for round_ in range(rounds + 1):
-        for name, step in steps.items():
+        for name, step in list(steps.items())[:: -1 if round_ % 2 else 1]:
             started = time.perf_counter()
             for _ in range(n_steps):
                 step(batch)
