@@ -89,11 +89,24 @@ def test_lessons_have_the_parameters_cell(name):
     assert code == 'scale = "lesson"\ndevice = "auto"\nseed = 0'
 
 
-def test_no_two_lessons_share_a_number_and_every_one_is_on_the_readme_map():
+def test_no_two_lessons_share_a_number():
     numbers = [Path(name).stem[:2] for name in LESSONS]
     assert len(set(numbers)) == len(numbers) and numbers[0] == "00"
-    shown = re.findall(r"\]\((notebooks/[^)]*\.ipynb)\)", (ROOT / "README.md").read_text("utf-8"))
-    assert sorted(set(shown)) == sorted(LESSONS)
+
+
+def test_the_readme_map_shows_every_lesson_and_what_it_asks_for():
+    """The lessons that come before it, its minutes, and those of its exercises."""
+    row = r"^\| \d\d \| \[.*\]\((.*)\) \| [^|]+ \| [^|]+ \| ([\d, ]*) \| (\d+)(?: \+ (\d+))? \|$"
+    rows = re.findall(row, (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert [lesson for lesson, *_ in rows] == LESSONS
+    for lesson, after, minutes, practice in rows:
+        promise = " ".join(_prose(ROOT / lesson)[0].split())
+        stated, needs = re.search(r"About (\d+) minutes\. You need ([^.;]*)", promise).groups()
+        assert (minutes, after.strip()) == (stated, ", ".join(sorted(re.findall(r"\d\d", needs))))
+        solutions = tracked(f"solutions/{Path(lesson).stem}/*.ipynb")
+        prose = "\n".join(text for path in solutions for text in _prose(path))
+        exercises = sum(int(each) for each in re.findall(r"· (\d+) minutes", prose))
+        assert exercises == int(practice or 0), lesson
 
 
 def test_no_tracked_file_names_a_folder_of_one_machine():
@@ -119,6 +132,11 @@ def test_make_help_lists_every_public_target():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("course", "test", "lab", "bench", "help"):
         assert re.search(rf"^  make {target} +\w", done.stdout, re.MULTILINE)
+
+
+def _prose(notebook: Path) -> list[str]:
+    cells = nbformat.read(notebook, as_version=4).cells
+    return [cell.source for cell in cells if cell.cell_type == "markdown"]
 
 
 def _version(text: str) -> tuple[int, ...]:
