@@ -6,13 +6,13 @@ the bandwidth is measured here too, by summing as many bytes. Then the same with
 bits, beside our own fp32: the plain model, and the copy laid out for decoding.
 """
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from turns import in_turns
 
 from minillm.infer.engine import generate
 from minillm.infer.packed import packed
@@ -23,7 +23,6 @@ from minillm.model.transformer import Transformer
 
 PROMPT = "Gravity is the force by which a planet draws objects toward its centre. The word"
 N_NEW = 48
-ROUNDS = 5
 
 
 def as_transformers(model: Transformer):
@@ -52,19 +51,6 @@ def contestants(ours, theirs, prompts: list[list[int]]) -> dict:
     }
 
 
-def measure(contestants: dict) -> tuple[dict[str, float], dict[str, list]]:
-    """Median seconds of each, taken in turns, and what each returned; the first round warms up."""
-    seconds = {name: [] for name in contestants}
-    results = {}
-    for round_ in range(ROUNDS + 1):
-        for name, run in contestants.items():
-            started = time.perf_counter()
-            results[name] = run()
-            if round_:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(s) for name, s in seconds.items()}, results
-
-
 def bytes_per_second(n_bytes: int) -> float:
     """How fast this machine reads memory, in the threads PyTorch may use: the best of several."""
     numbers = torch.ones(n_bytes // 4)
@@ -82,7 +68,7 @@ def few_bits(model: Transformer, prompt: list[int]) -> None:
         "plain fp32": model, "packed fp32": packed(model),
         "int8": weight_only(model), "int4": weight_only(model, bits=4),
     }  # fmt: skip
-    seconds, _ = measure({name: greedy_run(m, [prompt]) for name, m in models.items()})
+    seconds, _ = in_turns({name: greedy_run(m, [prompt]) for name, m in models.items()})
     for name in ("int8", "int4"):
         times = ", ".join(f"{seconds[k] / seconds[name]:.2f}x {k}" for k in list(models)[:2])
         bar = " (bar 2.5x plain)" if name == "int8" else ""
@@ -97,7 +83,7 @@ def main() -> None:
     n_bytes = 4 * model.n_parameters()
     print(f"decode SmolLM2 fp32, {torch.get_num_threads()} thread(s), {N_NEW} new tokens")
     for batch_size in (1, 8):
-        seconds, results = measure(contestants(ours, theirs, [prompt] * batch_size))
+        seconds, results = in_turns(contestants(ours, theirs, [prompt] * batch_size))
         assert results["ours"] == results["theirs"], "the two do not decode the same tokens"
         bandwidth = bytes_per_second(n_bytes)
         reached = N_NEW * n_bytes / seconds["ours"]

@@ -12,9 +12,9 @@ it (AMX, AVX-512), against the same step in float32.
 import sys
 
 import torch
-from bench_qlora import in_turns
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from turns import in_turns
 
 from minillm.data.packing import Batch
 from minillm.model.config import gpt2_config
@@ -60,7 +60,7 @@ def main(n_rows: int = 16, rounds: int = 5) -> None:
     has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if has_bf16:
         contestants["and bf16"] = step(batch, in_precision(token_loss, "bf16"), compiled=True)
-    seconds = in_turns(contestants | {"peak": lambda: square @ square}, rounds)
+    seconds, _ = in_turns(contestants | {"peak": lambda: square @ square}, rounds)
     peak = 2 * SIDE**3 / seconds.pop("peak")
     flops = training_flops(Transformer(CONFIG), n_rows, LENGTH)
     print(f"efficient: peak {peak / 1e9:,.0f} GFLOP/s in float32, a step {flops / 1e9:,.0f} GFLOP")

@@ -6,12 +6,11 @@ busy machine slows both alike, and the vectors must agree.
 """
 
 import re
-import statistics
 import sys
-import time
 
 import torch
 from transformers import BertModel, BertTokenizerFast
+from turns import in_turns
 
 from minillm.data import assets, corpora
 from minillm.infer.embed import embed, minilm
@@ -59,16 +58,10 @@ def main(n: int = 1000, rounds: int = ROUNDS) -> None:
         "ours": lambda: embed(model, tokenizer, texts, batch_size=BATCH_SIZE),
         "theirs": lambda: theirs(texts),
     }
-    seconds, vectors = {name: [] for name in contestants}, {}
-    for round_ in range(rounds + 1):  # the first warms up
-        for name, run in contestants.items():
-            started = time.perf_counter()
-            vectors[name] = run()
-            if round_:
-                seconds[name].append(time.perf_counter() - started)
+    seconds, vectors = in_turns(contestants, rounds)
     difference = (vectors["ours"] - vectors["theirs"]).abs().max().item()
     assert difference < 1e-4, f"the embeddings differ by {difference}"
-    ours_s, theirs_s = (statistics.median(seconds[name]) for name in ("ours", "theirs"))
+    ours_s, theirs_s = seconds["ours"], seconds["theirs"]
     print(
         f"embed {n:,} sentences, MiniLM fp32, {torch.get_num_threads()} thread(s)   "
         f"ours {n / ours_s:.0f}/s   transformers {n / theirs_s:.0f}/s   "

@@ -11,8 +11,8 @@ import tempfile
 
 import torch
 from bench_decode import as_transformers
-from bench_latent import medians
 from torch.nn.functional import cross_entropy
+from turns import in_turns
 
 from minillm.infer.engine import prefill
 from minillm.model import hf
@@ -70,7 +70,7 @@ def training(name: str, theirs: torch.nn.Module) -> None:
     }
     losses = [run() for run in runs.values()]
     assert abs(losses[0] - losses[1]) < 1e-3, f"not the same model: losses {losses}"
-    seconds = medians(runs)
+    seconds, _ = in_turns(runs)
     print(
         f"{name} shape {LAYERS}L/{WIDTH}d/T{CONTEXT}/B{BATCH} forward and backward: "
         f"{BATCH * CONTEXT / seconds['ours']:,.0f} tokens/s, "
@@ -95,7 +95,7 @@ def reading() -> None:
 
     kinds = ("eager", "sdpa")
     runs = {kind: lambda kind=kind: read_theirs(kind) for kind in kinds}
-    seconds = medians({"ours": read_ours, **runs})
+    seconds, _ = in_turns({"ours": read_ours, **runs})
     for kind in kinds:
         torch.testing.assert_close(results["ours"], results[kind], atol=1e-2, rtol=1e-3)
     print(

@@ -8,14 +8,13 @@ the data sheet; for a GPU that is not in the table, what a large product reaches
     python tests/bench/bench_gpu.py [ROWS [ROUNDS]]
 """
 
-import statistics
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
 from bench_train import PlainGPT
 from torch import nn
+from turns import in_turns
 
 from minillm.data.packing import Batch
 from minillm.model.config import gpt2_config
@@ -29,6 +28,8 @@ LENGTH, VOCAB = 1024, 50304
 SHAPE = {"d_model": 768, "n_layers": 12, "n_heads": 12, "max_length": LENGTH}
 # Dense bfloat16 FLOP/s of the data sheets, without sparsity.
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
+# Two rounds warm up and compile.
+WAITING = {"n_calls": 5, "n_warm_up": 2, "finish": torch.cuda.synchronize}
 
 
 def ours(batch: Batch, loss_fn, whole: bool):
@@ -81,21 +82,6 @@ def nano_loss(model: PlainGPT, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(logits.view(-1, VOCAB), batch.targets.view(-1))
 
 
-def measure(steps: dict, rounds: int, n_steps: int = 5) -> dict[str, float]:
-    """Median seconds of one step for each, in turns; two rounds warm up and compile."""
-    seconds = {name: [] for name in steps}
-    for round_ in range(rounds + 2):
-        for name, step in steps.items():
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            for _ in range(n_steps):
-                step()
-            torch.cuda.synchronize()
-            if round_ > 1:
-                seconds[name].append((time.perf_counter() - started) / n_steps)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def peak_flops() -> tuple[float, str]:
     """bfloat16 FLOP/s of this GPU, and where the number is from."""
     name = torch.cuda.get_device_name()
@@ -103,8 +89,8 @@ def peak_flops() -> tuple[float, str]:
         if all(word in name for word in known.split()):
             return peak, "data sheet"
     square = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    seconds = measure({"product": lambda: square @ square}, rounds=5)["product"]
-    return 2 * 8192**3 / seconds, "measured"
+    seconds, _ = in_turns({"product": lambda: square @ square}, **WAITING)
+    return 2 * 8192**3 / seconds["product"], "measured"
 
 
 def main(n_rows: int = 32, rounds: int = 5) -> None:
@@ -114,7 +100,7 @@ def main(n_rows: int = 32, rounds: int = 5) -> None:
     torch.set_float32_matmul_precision("high")
     tokens = torch.randint(VOCAB, (n_rows, LENGTH + 1), device="cuda")
     batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-    seconds = measure(
+    seconds, _ = in_turns(
         {
             "ours": ours(batch, token_loss, whole=True),
             "ours, chunked logits": ours(
@@ -123,6 +109,7 @@ def main(n_rows: int = 32, rounds: int = 5) -> None:
             "nanoGPT": nano(batch),
         },
         rounds,
+        **WAITING,
     )
     model = Transformer(gpt2_config(VOCAB, **SHAPE))
     flops, (peak, source) = training_flops(model, n_rows, LENGTH), peak_flops()

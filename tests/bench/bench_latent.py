@@ -5,11 +5,8 @@ experts), the library's eager attention. Decoding: one token on a latent cache o
 (attention on the latents) against expanded (keys and values of every head made anew).
 """
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
+from turns import in_turns
 
 from minillm.model.cache import KVCache
 from minillm.model.config import Latent, MoE, Rope, llama_config
@@ -50,18 +47,6 @@ def their_model():
     )  # fmt: skip
 
 
-def medians(runs: dict[str, Callable[[], None]], rounds: int = 5) -> dict[str, float]:
-    """Median seconds of each, taken in turns; the first round warms up."""
-    seconds = {name: [] for name in runs}
-    for round_ in range(rounds + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if round_:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(s) for name, s in seconds.items()}
-
-
 def training() -> None:
     tokens = torch.randint(VOCAB, (BATCH, CONTEXT))
     ours, theirs = our_model(CONTEXT), their_model()
@@ -72,7 +57,7 @@ def training() -> None:
         model.zero_grad(set_to_none=True)
         logits_of(model(tokens)).logsumexp(-1).mean().backward()
 
-    seconds = medians(
+    seconds, _ = in_turns(
         {
             "ours": lambda: step(ours, lambda logits: logits),
             "transformers": lambda: step(theirs, lambda output: output.logits),
@@ -98,7 +83,7 @@ def decoding() -> None:
         for _ in range(3):
             model(token, cache=cache)
 
-    seconds = medians({"absorbed": lambda: step(True), "expanded": lambda: step(False)})
+    seconds, _ = in_turns({"absorbed": lambda: step(True), "expanded": lambda: step(False)})
     LatentAttention.absorbing_is_cheaper = rule
     print(
         f"latent cache, one token at {CACHED} context: {seconds['absorbed'] / 3 * 1e3:.1f} ms, "

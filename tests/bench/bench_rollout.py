@@ -9,7 +9,8 @@ its three parts.
 import time
 
 import torch
-from bench_decode import as_transformers, measure
+from bench_decode import as_transformers
+from turns import in_turns
 
 from minillm.align.advantages import group_advantages
 from minillm.align.grpo import grpo_loss
@@ -91,7 +92,7 @@ def main() -> None:
     lengths = torch.randint(6, 13, (N_PROMPTS,), generator=generator).tolist()
     prompts = [torch.randint(2, VOCAB, (n,), generator=generator).tolist() for n in lengths]
     model = lesson_model()
-    seconds, n_tokens = measure(contestants(model, prompts))
+    seconds, n_tokens = in_turns(contestants(model, prompts))
     speed = {name: n_tokens[name] / seconds[name] for name in seconds}
     print(
         f"rollouts of a 2-layer model, batch {N_PROMPTS * N_SAMPLES}, ragged stops: "

@@ -8,7 +8,7 @@ of that in 8 bits. Speculation looks its guesses up in a prompt that the answer 
 from collections.abc import Callable
 
 import torch
-from bench_decode import ROUNDS, measure
+from turns import in_turns
 
 from minillm.adapt.quant_cache import Int8Pool
 from minillm.infer.drafters import PromptLookup
@@ -29,6 +29,7 @@ SOURCE = (
     "evening he closes the sluice and counts the sacks."
 )
 GREEDY = Sampler(temperature=0)
+ROUNDS = 5
 N_STEPS = 12  # decoding steps between two looks at the clock
 BATCHES = (8, 32, 64)
 
@@ -64,7 +65,7 @@ def batching(model: Transformer, prompts: list[list[int]]) -> None:
         runs[f"int8 weights and cache, batch {B}"] = B, decoder(int8, prompts[:B], Int8Pool)
     fastest, B = packed(model), BATCHES[-1]
     runs[f"packed fp32, int8 cache, batch {B}"] = B, decoder(fastest, prompts[:B], Int8Pool)
-    seconds, _ = measure({name: run for name, (_, run) in runs.items()})
+    seconds, _ = in_turns({name: run for name, (_, run) in runs.items()}, ROUNDS)
     rates = {name: B * N_STEPS / seconds[name] for name, (B, _) in runs.items()}
     for name, rate in rates.items():
         print(f"  {name}: {rate:.0f} tokens/s, {rate / rates['fp32, batch 1']:.1f}x")
@@ -75,7 +76,7 @@ def batching(model: Transformer, prompts: list[list[int]]) -> None:
 def speculation(model: Transformer, prompt: list[int], n_new: int) -> None:
     """Greedy decoding of one request with and without guesses: the same text."""
     settings = {"max_new_tokens": n_new, "sampler": GREEDY}
-    seconds, results = measure({
+    seconds, results = in_turns({
         "plain": lambda: generate(model, [prompt], **settings)[0],
         "guessed": lambda: speculate(model, prompt, PromptLookup(), n_drafts=7, **settings),
     })  # fmt: skip

@@ -1,33 +1,24 @@
 """Tokenizer speed beside the libraries written in Rust, in one run. Medians of 5."""
 
 import resource
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import tiktoken
 import tokenizers
 from tokenizers import Regex, models, pre_tokenizers, trainers
+from turns import in_turns
 
 from minillm.data import corpora
 from minillm.data.bpe import GPT4_PATTERN, train_bpe
 from minillm.data.tokenizer import Tokenizer
 
-REPEATS = 5
 
-
-def medians(*functions: Callable[[], object]) -> list[float]:
-    """Median seconds of each, the functions taking turns so that noise hits all alike."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for _ in range(REPEATS):
-        for function, times in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds]
+def medians(**runs) -> list[float]:
+    seconds, _ = in_turns(runs, rounds=5)
+    return list(seconds.values())
 
 
 def train_outside(texts: list[str], vocab_size: int) -> None:
@@ -54,13 +45,15 @@ def main() -> None:
     texts = [text for split in corpora.wikipedia().values() for text in split["text"]]
     n_bytes = sum(len(text.encode()) for text in texts)
 
-    ours, theirs = medians(lambda: train_bpe(texts, 4096), lambda: train_outside(texts, 4096))
+    ours, theirs = medians(
+        ours=lambda: train_bpe(texts, 4096), theirs=lambda: train_outside(texts, 4096)
+    )
     print(
         f"train 4,096 on {n_bytes / 1e6:.1f} MB   ours {ours:.2f} s   tokenizers {theirs:.2f} s"
         f"   {ours / theirs:.2f}x its time (bar: at most 5)"
     )
     small = "\n".join(texts)[:130_000]
-    (seconds,) = medians(lambda: train_bpe([small], 500))
+    (seconds,) = medians(ours=lambda: train_bpe([small], 500))
     print(f"train 500 on 130 KB       ours {seconds:.2f} s   (bar: at most 0.4)")
 
     tokenizer = Tokenizer.train(texts, 4096)
@@ -68,8 +61,8 @@ def main() -> None:
         "reference", pat_str=GPT4_PATTERN, mergeable_ranks=tokenizer.tokens, special_tokens={}
     )
     ours, theirs = medians(
-        lambda: [tokenizer.encode(text) for text in texts],
-        lambda: [reference.encode_ordinary(text) for text in texts],
+        ours=lambda: [tokenizer.encode(text) for text in texts],
+        theirs=lambda: [reference.encode_ordinary(text) for text in texts],
     )
     print(
         f"encode {n_bytes / 1e6:.1f} MB            ours {n_bytes / ours / 1e6:.1f} MB/s   "

@@ -8,12 +8,12 @@ bfloat16 is left out on processors without AMX or AVX-512, which only emulate it
 """
 
 import contextlib
-import statistics
-import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from turns import in_turns
 
 from minillm.data.packing import Batch
 from minillm.model.config import gpt2_config
@@ -105,22 +105,6 @@ def library(shape: tuple, activation: str):
     return lambda batch: plain_step(model, optimizer, batch, lambda y: y.logits)
 
 
-def measure(steps: dict, batch: Batch, n_steps: int, rounds: int = 8) -> dict[str, float]:
-    """Median seconds of one step for each contestant, taken in turns; the first round warms up.
-
-    Every second round runs backwards, so that nobody always follows the same neighbour.
-    """
-    seconds = {name: [] for name in steps}
-    for round_ in range(rounds + 1):
-        for name, step in list(steps.items())[:: -1 if round_ % 2 else 1]:
-            started = time.perf_counter()
-            for _ in range(n_steps):
-                step(batch)
-            if round_:
-                seconds[name].append((time.perf_counter() - started) / n_steps)
-    return {name: statistics.median(s) for name, s in seconds.items()}
-
-
 def main() -> None:
     for n_layers, n_heads, width, context, batch_size, n_steps in SHAPES:
         tokens = torch.randint(VOCAB, (batch_size, context + 1))
@@ -143,7 +127,8 @@ def main() -> None:
                     "ours, tanh": ours(shape, "gelu_tanh"),
                     "library, tanh": library(shape, "gelu_new"),
                 }
-                seconds = measure(steps, batch, n_steps)
+                runs = {name: partial(step, batch) for name, step in steps.items()}
+                seconds, _ = in_turns(runs, n_calls=n_steps)
             rate = batch_size * context / seconds["ours"]
             print(
                 f"train {n_layers}L/{width}d/T{context}/B{batch_size} {precision}: "
