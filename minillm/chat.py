@@ -16,10 +16,10 @@ from collections.abc import Iterator
 import torch
 
 import minillm
+from minillm import command
 from minillm.adapt.lora_files import load_adapters
 from minillm.adapt.quant_cache import Int8Cache
 from minillm.adapt.wrap import merge
-from minillm.data.assets import AssetError
 from minillm.infer.chat import PLAIN, SMOLLM2_SYSTEM, Chat
 from minillm.infer.sampling import Sampler
 from minillm.model import hf
@@ -29,46 +29,32 @@ HELP = "/reset forgets the conversation, /quit leaves; Ctrl-C stops an answer."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 2 with one line on stderr."""
-    given = _parser().parse_args(arguments)
-    try:
-        chat = _start(given)
-        with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
-            _converse(chat)
-            return 0
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError, AssetError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    """The command line; returns the exit status."""
+    return command.run(talk, _parser().parse_args(arguments))
+
+
+def talk(given: argparse.Namespace) -> None:
+    """Load the model and answer until the input ends."""
+    chat = _start(given)
+    with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
+        _converse(chat)
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m minillm.chat",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument(
-        "--temperature", type=float, default=0.2, help="0 always takes the likeliest (default: 0.2)"
-    )
-    parser.add_argument(
-        "--top-p", type=float, default=0.9, help="cut the unlikely rest (default: 0.9)"
-    )
-    parser.add_argument("--max-new-tokens", type=int, help="length of an answer (default: 256)")
-    parser.add_argument("--context", type=int, help="tokens remembered (default: at most 2048)")
-    parser.add_argument(
-        "--int8-cache", action="store_true", help="remember in 8 bits: a quarter of the memory"
-    )
-    parser.add_argument("--system", help="instructions that stand before the conversation")
-    parser.add_argument(
-        "--seed", type=int, help="repeat a conversation (default: another each time)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--adapters", help="a folder that python -m minillm.finetune wrote")
+    parser = command.make_parser("minillm.chat", __doc__)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="see above")
+    add("--temperature", type=float, default=0.2, help="0 always takes the likeliest (0.2)")
+    add("--top-p", type=float, default=0.9, help="cut the unlikely rest (0.9)")
+    add("--max-new-tokens", type=int, help="longest answer (256)")
+    add("--context", type=int, help="tokens remembered (the model's, at most 2048)")
+    add("--int8-cache", action="store_true", help="remember in 8 bits: a quarter of the memory")
+    add("--system", help="instructions that stand before the conversation")
+    add("--seed", type=int, help="repeats a conversation (another each time)")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (auto)")
+    add("--adapters", help="a folder that python -m minillm.finetune wrote")
     return parser
 
 

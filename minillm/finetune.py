@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 import minillm
+from minillm import command
 from minillm.adapt.finetune import EVERYWHERE, finetune
 from minillm.adapt.gguf_files import save_gguf
 from minillm.adapt.lora_files import save_adapters
 from minillm.adapt.quant_model import dequantize_linears, packed_smollm2
 from minillm.adapt.sft import read_chats
 from minillm.adapt.wrap import merge, remove_adapters
-from minillm.data.assets import AssetError
 from minillm.infer.chat import Chat
 from minillm.infer.sampling import Sampler
 from minillm.model import hf
@@ -31,42 +31,31 @@ from minillm.train.recompute import checkpoint_blocks
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 2 with one line on stderr."""
-    given = parser().parse_args(arguments)
-    try:
-        run(given)
-        return 0
-    except (ValueError, OSError, AssetError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    """The command line; returns the exit status."""
+    return command.run(finetune_files, _parser().parse_args(arguments))
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m minillm.finetune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("model", metavar="MODEL", help='"smollm2", a folder, or a name on the hub')
-    p.add_argument("chats", metavar="CHATS.jsonl", type=Path)
-    p.add_argument("adapters", metavar="FOLDER", type=Path, help="where the adapters go")
-    p.add_argument("--steps", type=int, default=60)
-    p.add_argument("--batch-size", type=int, default=4)
-    p.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default: 0.001)")
-    p.add_argument("--max-tokens", type=int, default=512, help="where conversations are cut")
-    p.add_argument("--ask", help="compare answers to this (default: the file's first question)")
-    p.add_argument("--four-bit", action="store_true", help="QLoRA: keep smollm2 in 4 bits")
-    p.add_argument(
-        "--save-memory", action="store_true", help="recompute activations: slower, for long texts"
-    )
-    p.add_argument("--export", type=Path, help="also write the merged model, as a folder")
-    p.add_argument("--gguf", type=Path, help="also write it in 8 bits, as one file for llama.cpp")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    return p
+def _parser() -> argparse.ArgumentParser:
+    parser = command.make_parser("minillm.finetune", __doc__)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help='"smollm2", a folder, or a name on the hub')
+    add("chats", metavar="CHATS.jsonl", type=Path, help="the conversations")
+    add("adapters", metavar="FOLDER", type=Path, help="where the adapters go; new or empty")
+    add("--steps", type=int, default=60, help="updates of the adapters (60)")
+    add("--batch-size", type=int, default=4, help="conversations an update (4)")
+    add("--lr", type=float, default=1e-3, help="highest learning rate (0.001)")
+    add("--max-tokens", type=int, default=512, help="where conversations are cut (512)")
+    add("--ask", help="compare answers to this (the file's first question)")
+    add("--four-bit", action="store_true", help="QLoRA: keep smollm2 in 4 bits")
+    add("--save-memory", action="store_true", help="recompute activations: slower, for long texts")
+    add("--export", type=Path, help="also write the merged model, as a folder")
+    add("--gguf", type=Path, help="also write it in 8 bits, as one file for llama.cpp")
+    add("--seed", type=int, default=0, help="repeats a run (0)")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (auto)")
+    return parser
 
 
-def run(given: argparse.Namespace) -> None:
+def finetune_files(given: argparse.Namespace) -> None:
     """Check what is cheap, load, answer, train, answer again, save."""
     chats = read_chats(given.chats)
     if given.four_bit and given.model != "smollm2":

@@ -22,7 +22,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 import minillm
-from minillm.data.assets import AssetError
+from minillm import command
 from minillm.data.tokenizer import Tokenizer
 from minillm.infer.chat import SMOLLM2_SYSTEM, find_template
 from minillm.infer.scheduler import Scheduler
@@ -36,38 +36,35 @@ BLOCK_SIZE = 16  # tokens
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 2 with one line on stderr."""
-    given = _parser().parse_args(arguments)
-    try:
-        token = _token(given)
-        device = minillm.device(given.device)
-        model, tokenizer = hf.from_pretrained(given.model)
-        system = given.system
-        if system is None and given.model == "smollm2":
-            system = SMOLLM2_SYSTEM
-        reader, scheduler = make_engine(
-            model.to(device),
-            tokenizer,
-            system=system,
-            context=given.context,
-            max_new_tokens=given.max_new_tokens,
-            max_batch=given.max_batch,
-            max_waiting=given.max_waiting,
-        )
-    except (ValueError, OSError, AssetError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    """The command line; returns the exit status."""
+    return command.run(serve, _parser().parse_args(arguments))
+
+
+def serve(given: argparse.Namespace) -> None:
+    """Load the model and answer requests until Ctrl-C."""
+    token = _token(given)
+    device = minillm.device(given.device)
+    model, tokenizer = hf.from_pretrained(given.model)
+    system = given.system
+    if system is None and given.model == "smollm2":
+        system = SMOLLM2_SYSTEM
+    reader, scheduler = make_engine(
+        model.to(device),
+        tokenizer,
+        system=system,
+        context=given.context,
+        max_new_tokens=given.max_new_tokens,
+        max_batch=given.max_batch,
+        max_waiting=given.max_waiting,
+    )
     worker = Worker(scheduler)
     try:
         name = Path(given.model).name
         # Connections beyond those that compute or wait are turned away before they cost anything.
         n_connections = 2 * (given.max_batch + given.max_waiting) + 16
         run(make_app(worker, reader, name, token=token), given.host, given.port, n_connections)
-    except KeyboardInterrupt:
-        return 130
     finally:
         worker.close()
-    return 0
 
 
 def make_engine(
@@ -149,21 +146,18 @@ def _is_local(host: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m minillm.serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--host", default="127.0.0.1", help="default: only this machine")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--token-file", help="what clients must send (or MINILLM_TOKEN)")
-    parser.add_argument("--system", help="instructions for conversations that bring none")
-    parser.add_argument("--context", type=int, help="tokens of prompt and answer (at most 2048)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (512)")
-    parser.add_argument("--max-batch", type=int, default=8, help="requests computed at once (8)")
-    parser.add_argument("--max-waiting", type=int, default=64, help="requests that wait (64)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser = command.make_parser("minillm.serve", __doc__)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="see above")
+    add("--host", default="127.0.0.1", help="who may connect (127.0.0.1: only this machine)")
+    add("--port", type=int, default=8000, help="where clients connect (8000)")
+    add("--token-file", help="what clients must send (or the variable MINILLM_TOKEN)")
+    add("--system", help="instructions for conversations that bring none")
+    add("--context", type=int, help="tokens of prompt and answer (the model's, at most 2048)")
+    add("--max-new-tokens", type=int, default=512, help="longest answer (512)")
+    add("--max-batch", type=int, default=8, help="requests computed at once (8)")
+    add("--max-waiting", type=int, default=64, help="requests that wait (64)")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (auto)")
     return parser
 
 
