@@ -10,10 +10,13 @@ Each line of the file is one conversation:
 """
 
 import argparse
+import os
 import sys
+import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import minillm
 from minillm import command
@@ -28,6 +31,8 @@ from minillm.infer.sampling import Sampler
 from minillm.model import hf
 from minillm.model.transformer import Transformer
 from minillm.train.recompute import checkpoint_blocks
+
+BETWEEN_ANSWERS = 20  # seconds, while it learns
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,11 +65,7 @@ def finetune_files(given: argparse.Namespace) -> None:
     chats = read_chats(given.chats)
     if given.four_bit and given.model != "smollm2":
         raise ValueError("--four-bit is for smollm2, which is published in 4 bits")
-    for folder in (given.adapters, given.export):
-        if folder is not None and folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty; choose a new folder")
-    if given.gguf and (given.gguf.exists() or not given.gguf.parent.is_dir()):
-        raise ValueError(f"{given.gguf} exists, or its folder does not; choose another name")
+    check_places(given)
     device = minillm.device(given.device)
     model, tokenizer = packed_smollm2() if given.four_bit else hf.from_pretrained(given.model)
     family = hf.family_of(given.model)
@@ -74,9 +75,20 @@ def finetune_files(given: argparse.Namespace) -> None:
     if given.save_memory:
         checkpoint_blocks(model)
     first = next((text for role, text in chats[0] if role == "user"), "Hello")
-    question = given.ask or first
+    question = given.ask or first[: min(300, model.config.max_length // 4)]
     print(f"{len(chats)} conversations\nyou> {question}")
     print(f"before> {answer(model, tokenizer, question)}", flush=True)
+    started = shown = time.monotonic()
+
+    def show_answer(model: Transformer) -> float:
+        """Now and then, how the answer changes; the number is for the loop, which keeps one."""
+        nonlocal shown
+        if time.monotonic() - shown > BETWEEN_ANSWERS:
+            now = answer(model, tokenizer, question)
+            shown = time.monotonic()
+            tqdm.write(f"after {shown - started:.0f} s> {now}")
+        return 0.0
+
     history = finetune(
         model,
         tokenizer,
@@ -86,6 +98,8 @@ def finetune_files(given: argparse.Namespace) -> None:
         lr=given.lr,
         max_tokens=given.max_tokens,
         generator=torch.Generator().manual_seed(given.seed),
+        evaluate=show_answer,
+        evaluate_every=1,
     )
     print(f"after> {answer(model, tokenizer, question)}")
     print(f"loss {history.losses[0]:.3f} → {history.losses[-1]:.3f} in {history.seconds:.0f} s")
@@ -101,6 +115,21 @@ def finetune_files(given: argparse.Namespace) -> None:
         print(f"8 bits: python -m minillm.chat {given.gguf}")
 
 
+def check_places(given: argparse.Namespace) -> None:
+    """Refuse, before anything is learned, what could not be written afterwards."""
+    folders = [folder for folder in (given.adapters, given.export) if folder is not None]
+    for folder in folders:
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty; choose a new folder")
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ValueError(f"{folder} cannot be made: {above} is no folder to write into")
+    if len({folder.absolute() for folder in folders}) < len(folders):
+        raise ValueError(f"{given.export} is to hold the adapters; choose another for --export")
+    if given.gguf and (given.gguf.exists() or not given.gguf.parent.is_dir()):
+        raise ValueError(f"{given.gguf} exists, or its folder does not; choose another name")
+
+
 def merge_for_good(model: Transformer) -> None:
     """The plain float32 model that computes the same, in place."""
     dequantize_linears(model)
@@ -110,9 +139,13 @@ def merge_for_good(model: Transformer) -> None:
 
 def answer(model, tokenizer, question: str) -> str:
     """The likeliest answer, at most 60 tokens."""
+    n = min(60, model.config.max_length // 2)
+    was_training = model.training
     model.eval()
-    chat = Chat(model, tokenizer, sampler=Sampler(temperature=0), max_new_tokens=60)
-    return "".join(chat.say(question)).strip()
+    chat = Chat(model, tokenizer, sampler=Sampler(temperature=0), max_new_tokens=n)
+    said = "".join(chat.say(question)).strip()
+    model.train(was_training)
+    return said
 
 
 if __name__ == "__main__":

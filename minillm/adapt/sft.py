@@ -40,11 +40,15 @@ def read_chats(path: str | Path) -> list[list[tuple[str, str]]]:
         ValueError: names the line and what is wrong with it.
     """
     chats = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    chats.append(_read_chat(json.loads(line)))
+                    # Some editors put a mark before the first letter of a file; "-sig" drops it.
+                    chats.append(_read_chat(json.loads(line.strip().decode("utf-8-sig"))))
+                except json.JSONDecodeError as error:
+                    about = f"no JSON: {error.msg}, at column {error.colno}"
+                    raise ValueError(f"{path}, line {number}: {about}") from None
                 except ValueError as error:
                     raise ValueError(f"{path}, line {number}: {error}") from None
     if not chats:
@@ -61,7 +65,8 @@ def _read_chat(entry: object) -> list[tuple[str, str]]:
             raise ValueError(f"message {message!r}: expected a role out of {ROLES}")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"message {message!r}: expected a text as content")
-    if not any(message["role"] == "assistant" for message in messages):
+        message["content"].encode()  # JSON can hold halves of characters; a tokenizer cannot
+    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
         raise ValueError("nothing to learn: the assistant says nothing")
     return [(message["role"], message["content"]) for message in messages]
 

@@ -9,6 +9,7 @@ import torch
 from minillm import chat, finetune
 from minillm.adapt.finetune import cut, endless
 from minillm.adapt.finetune import finetune as finetune_model
+from minillm.adapt.lora import LoRA
 from minillm.adapt.lora_files import load_adapters
 from minillm.adapt.sft import Example, encode_chat, pack, pad
 from minillm.adapt.wrap import merge, trainable
@@ -135,14 +136,69 @@ def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys,
         ({"adapters": "model"}, "is not empty; choose a new folder"),
         ({"model": "absent"}, "no model"),
         ({"options": ["--steps", "0"]}, "steps=0"),
+        ({"options": ["--batch-size", "0"]}, "batch_size=0: expected at least 1"),
+        ({"options": ["--max-tokens", "-5"]}, "max_tokens=-5: expected at least 1"),
+        ({"adapters": "chats.jsonl/new"}, "chats.jsonl is no folder to write into"),
+        ({"options": ["--export", "CHATS/new"]}, "chats.jsonl is no folder to write into"),
+        ({"options": ["--export", "ADAPTERS"]}, "is to hold the adapters"),
+        ({"options": ["--lr", "1e30", "--steps", "9"]}, "The update was not applied"),
     ],
 )
 def test_the_command_refuses_in_one_line(folder, capsys, change, words):
     names = {"model": "model", "chats": "chats.jsonl", "adapters": "adapters", **change}
-    options = [o.replace("CHATS", str(folder / "chats.jsonl")) for o in names.pop("options", [])]
+    places = {"CHATS": str(folder / "chats.jsonl"), "ADAPTERS": str(folder / "adapters")}
+    options = names.pop("options", [])
+    for word, place in places.items():
+        options = [option.replace(word, place) for option in options]
+    before = sorted(folder.rglob("*"))
     paths = [str(folder / name) for name in names.values()]
     assert finetune.main([*paths, *options, "--device", "cpu"]) == 2
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
-    assert not (folder / "adapters").exists()
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_answers_on_the_way_show_what_changes(folder, capsys, monkeypatch):
+    paths = [str(folder / name) for name in ("model", "chats.jsonl", "adapters")]
+    options = ["--steps", "40", "--lr", "0.02", "--device", "cpu"]
+
+    def run(name, seconds):
+        monkeypatch.setattr(finetune, "BETWEEN_ANSWERS", seconds)
+        assert finetune.main([*paths[:2], str(folder / name), *options]) == 0
+        return capsys.readouterr().out
+
+    often, never = run("often", -1), run("never", 1000)
+    shown = [line for line in often.splitlines() if line.startswith("after ") and " s> " in line]
+    assert len(shown) == 40
+    assert shown[0].endswith("s> It is tea.") < shown[-1].endswith("s> It is tea.")
+    assert " s> " not in never
+    # Looking on changes nothing of what is learned.
+    files = [folder / name / "adapter_model.safetensors" for name in ("often", "never")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_long_first_question_is_shown_in_part(folder, capsys):
+    long = [{"role": "user", "content": "tea? " * 400}, {"role": "assistant", "content": "It is."}]
+    short = [{"role": "user", "content": "tea?"}, {"role": "assistant", "content": "It is."}]
+    lines = [json.dumps({"messages": messages}) for messages in (long, short)]
+    (folder / "chats.jsonl").write_text("\n".join(lines))
+    paths = [str(folder / name) for name in ("model", "chats.jsonl", "adapters")]
+    assert finetune.main([*paths, "--steps", "1", "--device", "cpu"]) == 0
+    assert "you> " + "tea? " * 12 + "tea?\n" in capsys.readouterr().out
+
+
+def test_impossible_settings_leave_the_model_without_adapters(tokenizer):
+    model = tiny(tokenizer)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    for wrong, words in (
+        ({"steps": 0}, "steps=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"lora": LoRA(targets=("attention.query",))}, "there are .*attention.q, "),
+    ):
+        with pytest.raises(ValueError, match=words):
+            finetune_model(model, tokenizer, CHATS, progress=False, **wrong)
+        after = dict(model.named_parameters())
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[name], p) for name, p in before.items())
+    finetune_model(model, tokenizer, CHATS, steps=1, progress=False)

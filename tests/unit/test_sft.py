@@ -101,22 +101,32 @@ def test_chats_are_read_from_a_file(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": messages}) + "\n\n", encoding="utf-8")
     assert read_chats(path) == [CHAT]
+    # As Notepad and PowerShell write it: a mark in front, and lines that end in two characters.
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_chats(path) == [CHAT]
 
 
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("{", "line 2: Expecting property name"),
+        ("{", "line 2: no JSON: Expecting property name .*, at column 2"),
+        (b'{"messages": "\xe9"}', "line 2: 'utf-8' codec can't decode byte 0xe9"),
+        (
+            '{"messages": [{"role": "assistant", "content": "\\ud800"}]}',
+            r"line 2: .* can't encode character '\\ud800'",
+        ),
         ('{"text": "hi"}', 'line 2: expected {"messages"'),
         ('{"messages": [{"role": "robot", "content": ""}]}', "expected a role out of"),
         ('{"messages": [{"role": "user", "content": 3}]}', "expected a text as content"),
         ('{"messages": [{"role": "user", "content": "hi"}]}', "the assistant says nothing"),
+        ('{"messages": [{"role": "assistant", "content": " "}]}', "the assistant says nothing"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, words):
     good = '{"messages": [{"role": "assistant", "content": "hi"}]}'
     path = tmp_path / "chats.jsonl"
-    path.write_text(f"{good}\n{line}\n", encoding="utf-8")
+    line = line if isinstance(line, bytes) else line.encode()
+    path.write_bytes(good.encode() + b"\n" + line + b"\n")
     with pytest.raises(ValueError, match=words):
         read_chats(path)
 
