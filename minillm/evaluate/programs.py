@@ -99,10 +99,16 @@ def clusters(did: Sequence[Behaviour], members: Sequence[int] | None = None) -> 
 def _run_together(
     programs: Sequence[str], inputs: Sequence[Sequence], function: str, limits: Limits
 ) -> list[Behaviour] | None:
-    """The behaviours, or None if the process did not hand back all of them."""
+    """The behaviours, or None if the process did not hand back all of them, or something else."""
     harness = _HARNESS.format(sources=json.dumps(list(programs)), name=function)
     _, calls = call(harness, "all_outcomes", [[list(given)] for given in inputs], limits)
     rows = [outcome.value for outcome in calls if outcome.error is None]
-    if len(rows) < len(inputs) or any(len(row) != len(programs) for row in rows):
+    if len(rows) < len(inputs) or not all(_is_row(row, len(programs)) for row in rows):
         return None
     return list(zip(*rows, strict=True)) if rows else [()] * len(programs)
+
+
+def _is_row(row: Any, n: int) -> bool:
+    """A text or None for each of n programs; one of them may have written anything here."""
+    whole = isinstance(row, list) and len(row) == n
+    return whole and all(value is None or isinstance(value, str) for value in row)

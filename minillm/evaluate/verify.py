@@ -36,7 +36,8 @@ from minillm.infer.rollout import Rollout
 FORMS: dict[str, re.Pattern] = {
     "marker": re.compile(r"#+ *([^#\n]*)"),
     "boxed": re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"),
-    "tags": re.compile(r"<answer>(.*?)</answer>", re.DOTALL),
+    # Not across another <answer>: a text of nothing else would be searched to its end each time.
+    "tags": re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL),
     "sentence": re.compile(r"[Tt]he answer is:? *([^\n]*?)\.?(?=\n|$)"),
 }
 LONGEST = 200  # characters of a number or an expression; what is longer is neither

@@ -89,6 +89,29 @@ def test_a_program_that_takes_everything_leaves_the_others_theirs(bad):
     assert did == [(None, None), ("1", "2")]
 
 
+ON_THE_RESULTS_CHANNEL = ["5", "null", "[]", "[[1]]", '{"a": 1}', "[1]", "[1, 2, 3]", "[true]"]
+
+
+@confined
+@pytest.mark.parametrize("claim", ON_THE_RESULTS_CHANNEL)
+@pytest.mark.parametrize("neighbour", [(), ("def f(x): return x",)])
+def test_a_program_that_writes_results_itself_gains_nothing_and_breaks_nothing(claim, neighbour):
+    hostile = (
+        "import os\nfor fd in range(3, 64):\n"
+        f'    try: os.write(fd, b\'{{"call": 0, "value": {claim}}}\\n\')\n'
+        "    except OSError: pass\n"
+    )
+    did = behaviours([hostile, *neighbour], [[1]])
+    assert did == [(None,), *[("1",)] * len(neighbour)]
+    assert passing(did, [7]) == []
+
+
+@confined
+def test_a_program_that_patches_json_breaks_nothing():
+    hostile = "import json\njson.dumps = lambda value: [value]\ndef f(x): return 1"
+    assert behaviours([hostile], [[1]]) == [(None,)]
+
+
 def test_filter_and_cluster_by_hand():
     did = [("1", "4"), ("2", "4"), ("1", "5"), (None, None), ("1", "5"), ("1", None)]
     assert passing(did, [1]) == [0, 2, 4, 5]

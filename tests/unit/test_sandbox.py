@@ -116,6 +116,12 @@ ENDLESS = {
         "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     ),
     "a regular expression that explodes": "import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
+    "an error whose text never ends": (
+        "class Endless(Exception):\n    def __str__(self):\n        while True: pass\nraise Endless"
+    ),
+    "an object that cannot be thrown away": (
+        "class Sticky:\n    def __del__(self):\n        while True: pass\nSticky()"
+    ),
 }
 
 
@@ -156,6 +162,27 @@ def test_the_program_dies_with_its_parent():
         assert ended, "the program outlived its parent"
     finally:
         os.close(poll)
+
+
+@confined
+def test_the_program_keeps_none_of_the_administrators_powers(monkeypatch):
+    """Even where the tests run as root: some of its powers act through calls that stay allowed."""
+    status = []
+
+    def listen(child, results, limits):
+        assert results.read(6) == sandbox.READY
+        status.append(Path(f"/proc/{child.pid}/status").read_text())
+        heard = sandbox._Heard()
+        heard.started = 0.0
+        return heard
+
+    monkeypatch.setattr(sandbox, "_listen", listen)
+    run("import time; time.sleep(100)")
+    fields = dict(line.split(":", 1) for line in status[0].splitlines())
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(fields[kind], 16) == 0, kind
+    assert fields["NoNewPrivs"].strip() == "1"
+    assert fields["Seccomp"].strip() == "2"
 
 
 @confined
@@ -221,6 +248,14 @@ FORBIDDEN = {
     "if libc.ptrace(16, {parent}, 0, 0) < 0: raise PermissionError(ctypes.get_errno())",
     "fork below Python": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
     "if libc.fork() < 0: raise PermissionError(ctypes.get_errno())",
+    "open a file below Python": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    "if libc.openat(-100, {path!r}.encode(), 0) < 0: raise PermissionError(ctypes.get_errno())",
+    "a queue of system calls": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    "if libc.syscall(425, 1, 0) < 0: raise PermissionError(ctypes.get_errno())",
+    "a file in memory": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    "if libc.memfd_create(b'x', 0) < 0: raise PermissionError(ctypes.get_errno())",
+    "a timer": "import signal\ntry: signal.setitimer(signal.ITIMER_REAL, 0.1)\n"
+    "except signal.ItimerError as error: raise PermissionError(*error.args)",
     "drop the filter": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
     "if libc.prctl(22, 0, 0, 0, 0) < 0: raise PermissionError(ctypes.get_errno())",
     "use the other system-call table": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"

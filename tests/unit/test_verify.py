@@ -149,6 +149,13 @@ def test_well_formed_wants_every_tag_once_in_order():
         assert extract(bad, "tags") is None
 
 
+def test_an_answer_begins_at_the_last_tag_before_its_end():
+    """So a text that opens tags without end is read once, not once for every tag."""
+    assert score(ECHO, "<answer>x<answer>ab</answer>", "tags") == ONLY_LENIENT
+    assert score(ECHO, "<answer>ab<answer>x</answer>", "tags") == NEITHER
+    assert score(ECHO, "<answer>" * 2000 + "ab</answer>", "tags") == ONLY_LENIENT
+
+
 def test_texts_compare_letter_by_letter_strictly():
     assert score(ECHO, "#ab") == BOTH
     assert score(ECHO, "#AB.") == ONLY_LENIENT
