@@ -2,12 +2,9 @@
 
 import pytest
 import torch
+from helpers import rng
 
 from minillm.align.advantages import gae, group_advantages, informative, whiten
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

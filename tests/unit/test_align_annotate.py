@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import rng
 
 from minillm.align.annotate import Comparisons, annotate
 from minillm.align.preferences import reward_model_loss
@@ -16,10 +17,6 @@ from minillm.train.loop import train
 
 END, LIKED = 1, 5
 PROMPTS = [[2, 3], [4], [6, 7, 8], [9, 2]] * 10
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def tiny(seed=0):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import rng
 
 from minillm.align.dpo import (
     dpo_loss,
@@ -16,10 +17,6 @@ from minillm.align.dpo import (
     orpo_loss,
     simpo_loss,
 )
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -4,13 +4,10 @@ import math
 
 import pytest
 import torch
+from helpers import rng
 
 from minillm.align.advantages import group_advantages
 from minillm.align.grpo import average, grpo_loss
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

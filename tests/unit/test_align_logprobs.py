@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import randomised, rng
 from torch.distributions import Categorical
 
 from minillm.align.logprobs import (
@@ -18,10 +19,6 @@ from minillm.data.packing import IGNORE
 from minillm.infer.rollout import response_batch
 from minillm.model.config import llama_config
 from minillm.model.transformer import Transformer
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture
@@ -68,10 +65,8 @@ def test_entropy_equals_torch_and_survives_certainty(case):
 
 def test_a_model_scores_the_response_and_nothing_else():
     """Every token once by hand; then any change of one mask position changes the sum."""
-    model = Transformer(llama_config(19, d_model=24, n_layers=2, n_heads=4, max_length=20))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=rng(1)))
+    config = llama_config(19, d_model=24, n_layers=2, n_heads=4, max_length=20)
+    model = randomised(Transformer(config))
     prompts, responses = [[3, 1, 4], [9]], [[2, 6], [5, 3, 5, 8, 1]]
     batch = response_batch(prompts, responses)
     found = log_probs(model, batch)

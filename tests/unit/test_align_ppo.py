@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import rng
 from torch.distributions import Categorical, kl_divergence
 
 from minillm.align.ppo import (
@@ -15,10 +16,6 @@ from minillm.align.ppo import (
     policy_loss,
     value_loss,
 )
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

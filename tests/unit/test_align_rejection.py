@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers import rng
 
 from minillm.align.rejection import Selection, rejection_sample
 from minillm.data.packing import IGNORE
@@ -16,10 +17,6 @@ from minillm.train.loop import train
 END, LIKED = 1, 5
 PROMPTS = [[2, 3], [4], [6, 7, 8]]
 SETTINGS = {"max_new_tokens": 5, "stop_tokens": [END], "n_samples": 8}
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def tiny():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomised, rng
 
 from minillm.align.reward import (
     ScalarModel,
@@ -19,18 +20,10 @@ from minillm.model.config import llama_config
 from minillm.model.transformer import Transformer
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.fixture
 def model():
     backbone = Transformer(llama_config(19, d_model=24, n_layers=2, n_heads=4, max_length=20))
-    scalar, generator = ScalarModel(backbone), rng(1)
-    with torch.no_grad():
-        for parameter in scalar.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return scalar
+    return randomised(ScalarModel(backbone))
 
 
 TEXTS = [[3, 1, 4], [9]], [[2, 1], [5, 3, 5, 8, 1]]

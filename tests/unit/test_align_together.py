@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import rng
 
 from minillm.align.dpo import dpo_loss, simpo_loss
 from minillm.align.experience import (
@@ -26,10 +27,6 @@ from minillm.train.loop import token_loss, train
 
 END, LIKED, LENGTH = 1, 5, 6
 PROMPTS = [[2, 3], [4], [6, 7, 8], [9, 2]]
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def tiny(seed=0):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomised
 
 from minillm.model.blocks import make_block
 from minillm.model.config import ModelConfig, llama_config
@@ -16,11 +17,7 @@ CONFIG = ModelConfig(31, d_model=12, n_layers=2, n_heads=3, norm_eps=0.1)
 
 
 def random_weights(module):
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(torch.randn(p.shape, generator=g) * 0.4 + 0.1)
-    return module
+    return randomised(module, seed=0, mean=0.1)
 
 
 def random_stream() -> torch.Tensor:

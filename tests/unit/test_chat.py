@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from helpers import randomised
 
 from minillm import chat as command
 from minillm.adapt.quant_cache import Int8Cache
@@ -36,16 +37,12 @@ def tokenizer():
 @pytest.fixture
 def model(tokenizer):
     """Every weight random, in double precision: near ties are no reason to differ."""
-    return randomised(tokenizer.vocab_size).double()
+    return random_model(tokenizer.vocab_size).double()
 
 
-def randomised(vocab_size):
+def random_model(vocab_size):
     config = llama_config(vocab_size, d_model=24, n_layers=2, n_heads=4, max_length=256)
-    model, generator = Transformer(config), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return randomised(Transformer(config))
 
 
 def new_chat(model, tokenizer, **options):
@@ -240,7 +237,7 @@ def test_what_cannot_chat_is_refused(tokenizer, changes, options, message):
 @pytest.fixture
 def saved(tmp_path, tokenizer):
     """A folder as on the hub: config.json, model.safetensors, tokenizer.json."""
-    hf.to_huggingface(randomised(tokenizer.vocab_size), tmp_path / "tiny", "llama")
+    hf.to_huggingface(random_model(tokenizer.vocab_size), tmp_path / "tiny", "llama")
     tokenizer.save(tmp_path / "tiny" / "tokenizer.json")
     return tmp_path / "tiny"
 

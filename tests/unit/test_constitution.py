@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import rng
 
 from minillm.align import constitution as con
 from minillm.align.constitution import (
@@ -20,15 +21,11 @@ from minillm.model.config import llama_config
 from minillm.model.transformer import Transformer
 
 
-def luck(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.fixture(scope="module")
 def model():
     n_words = len(rt.vocabulary())
     made = Transformer(llama_config(n_words, d_model=16, n_layers=2, n_heads=2, max_length=128))
-    random = luck(1)
+    random = rng(1)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=random))
@@ -37,7 +34,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def texts():
-    requests = draw(5, DEEDS, attacks("searched"), luck(2))
+    requests = draw(5, DEEDS, attacks("searched"), rng(2))
     return [r.text for r in requests], [r.answer for r in requests], [
         r.deed.refusal() for r in requests
     ]  # fmt: skip
@@ -106,8 +103,8 @@ def test_what_is_written_ends_with_the_end(model, texts):
             said.pop()
             break
     assert found == rt.decode(said)
-    several = con.answers(model, texts[0], temperature=1.0, generator=luck(3))
-    assert several == con.answers(model, texts[0], temperature=1.0, generator=luck(3))
+    several = con.answers(model, texts[0], temperature=1.0, generator=rng(3))
+    assert several == con.answers(model, texts[0], temperature=1.0, generator=rng(3))
     assert several != con.answers(model, texts[0])
 
 
@@ -124,9 +121,9 @@ def test_only_the_response_is_learned():
 
 
 def test_principles_are_drawn_evenly():
-    drawn = draw_principles(CONSTITUTION, 900, luck())
+    drawn = draw_principles(CONSTITUTION, 900, rng())
     assert all(120 < drawn.count(principle) < 240 for principle in CONSTITUTION)
-    assert drawn == draw_principles(CONSTITUTION, 900, luck())
+    assert drawn == draw_principles(CONSTITUTION, 900, rng())
 
 
 def test_refuses(model, texts):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import rng
 
 from minillm.adapt.prune import drop_layers
 from minillm.infer.early_exit import (
@@ -19,10 +20,6 @@ from minillm.model.transformer import Transformer
 GREEDY = Sampler(temperature=0)
 PROMPT = [3, 1, 4, 1, 5]
 SIZE = {"d_model": 24, "n_layers": 4, "n_heads": 4, "max_length": 40}
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def shake(module, seed, scale=0.4):

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import randomised, rng
 
 from minillm.infer import engine
 from minillm.infer.beam import beam_search
@@ -18,24 +19,15 @@ GREEDY = Sampler(temperature=0)
 SIZE = {"d_model": 24, "n_layers": 2, "n_heads": 4, "max_length": 40}
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def randomised(config, seed=0):
-    """Every parameter random: norms of 1 and biases of 0 would hide mistakes."""
-    model, generator = Transformer(config, rng(seed)), rng(seed + 1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return model
+def random_model(config, seed=0):
+    return randomised(Transformer(config), seed + 1)
 
 
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request):
     if request.param == "gpt2":
-        return randomised(gpt2_config(19, **SIZE, tie_embeddings=False))
-    return randomised(llama_config(19, **SIZE, n_kv_heads=2))
+        return random_model(gpt2_config(19, **SIZE, tie_embeddings=False))
+    return random_model(llama_config(19, **SIZE, n_kv_heads=2))
 
 
 def without_cache(model, prompt, n, sampler=GREEDY):
@@ -209,7 +201,7 @@ def every_continuation(model, prompt, n, stop):
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_a_wide_beam_finds_the_best_of_all_continuations(length_penalty):
     """With 5 tokens and 3 steps, 5² beams lose nothing: the search is exhaustive."""
-    model = randomised(llama_config(5, d_model=8, n_layers=1, n_heads=2, max_length=10), seed=3)
+    model = random_model(llama_config(5, d_model=8, n_layers=1, n_heads=2, max_length=10), seed=3)
     totals = every_continuation(model, [1, 2], 3, stop=0)
     best = sorted(totals, key=lambda t: totals[t] / len(t) ** length_penalty, reverse=True)[:4]
     found = beam_search(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import randomised, rng
 
 from minillm.align.advantages import gae, whiten
 from minillm.align.experience import (
@@ -23,18 +24,9 @@ PROMPTS = [[2, 3, 4], [5], [6, 7]]
 SAMPLING = {"max_new_tokens": 5, "stop_tokens": [1], "n_samples": 4}
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def random_model(seed):
-    """Every parameter random: norms of 1 and heads of 0 would hide what they multiply."""
     config = llama_config(11, d_model=16, n_layers=2, n_heads=2, max_length=16)
-    model, generator = Transformer(config, rng(seed)), rng(seed + 100)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.4)
-    return model
+    return randomised(Transformer(config), seed + 100)
 
 
 def random_critic(seed):

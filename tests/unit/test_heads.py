@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import randomised
 
 from minillm.evaluate.heads import (
     best_heads,
@@ -17,12 +18,8 @@ from minillm.model.transformer import Transformer
 TOKENS = torch.tensor([[7, 2, 9, 7, 2, 2], [1, 2, 3, 4, 5, 1]])
 
 
-def randomised(config):
-    model, generator = Transformer(config), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + 0.1)
-    return model
+def random_model(config):
+    return randomised(Transformer(config), scale=0.3, mean=0.1)
 
 
 CONFIGS = {
@@ -36,7 +33,7 @@ CONFIGS = {
 
 @pytest.fixture(params=CONFIGS)
 def model(request):
-    return randomised(CONFIGS[request.param])
+    return random_model(CONFIGS[request.param])
 
 
 def random_maps(*shape):
@@ -154,4 +151,4 @@ def test_a_head_that_is_not_there_is_refused(model, head):
 
 def test_latent_attention_has_no_maps():
     with pytest.raises(ValueError, match="latent"):
-        attention_maps(randomised(CONFIGS["latent"]), TOKENS)
+        attention_maps(random_model(CONFIGS["latent"]), TOKENS)

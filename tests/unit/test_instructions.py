@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 import pytest
-import torch
+from helpers import rng
 
 from minillm.adapt.sft import encode_chat
 from minillm.data.instruction_steps import NOUNS, STEPS, TABLE
@@ -36,10 +36,6 @@ BY_HAND = {
     "capitals": "DOG LEAF SUN",
     "french": "chien feuille soleil",
 }
-
-
-def luck(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -74,16 +70,16 @@ def test_compositions_ask_for_something():
 
 
 def test_kinds_are_split_without_overlap():
-    learned, held_out = split_kinds(compositions(), 20, luck())
+    learned, held_out = split_kinds(compositions(), 20, rng())
     assert len(held_out) == 20 and set(learned) | set(held_out) == set(compositions())
     assert not set(learned) & set(held_out)
-    assert split_kinds(compositions(), 20, luck(1)) != (learned, held_out)
+    assert split_kinds(compositions(), 20, rng(1)) != (learned, held_out)
 
 
 def test_tasks_are_balanced_distinct_and_reproducible():
     kinds = [*SINGLES, *compositions()]
-    made = tasks(500, kinds, luck())
-    assert tasks(500, kinds, luck()) == made != tasks(500, kinds, luck(1))
+    made = tasks(500, kinds, rng())
+    assert tasks(500, kinds, rng()) == made != tasks(500, kinds, rng(1))
     assert len({task.instruction for task in made}) == 500
     counts = Counter(task.kind for task in made)
     assert max(counts.values()) - min(counts[kind] for kind in kinds) <= 1
@@ -97,11 +93,11 @@ def test_tasks_are_balanced_distinct_and_reproducible():
 def test_no_instruction_comes_twice(monkeypatch):
     """Three nouns in six orders, four clauses and three frames: 72 instructions to choose from."""
     monkeypatch.setattr("minillm.data.instructions.NOUNS", ["dog", "cat", "sun"])
-    assert len({task.instruction for task in tasks(60, [("reverse",)], luck())}) == 60
+    assert len({task.instruction for task in tasks(60, [("reverse",)], rng())}) == 60
 
 
 def test_a_phrasing_can_be_held_back():
-    kept, held = (tasks(300, SINGLES, luck(), p) for p in ((0, 1, 2), (3,)))
+    kept, held = (tasks(300, SINGLES, rng(), p) for p in ((0, 1, 2), (3,)))
     for task in kept:
         assert STEPS[task.kind[0]].clauses[3] not in task.instruction.lower()
     for task in held:
@@ -109,7 +105,7 @@ def test_a_phrasing_can_be_held_back():
 
 
 def test_an_answer_is_recognised_and_nothing_else():
-    (task,) = tasks(1, [("reverse",)], luck())
+    (task,) = tasks(1, [("reverse",)], rng())
     assert task.solved_by(task.answer) and task.solved_by(f" {task.answer}.\n")
     wrong = (task.instruction, "", " ".join(task.words), task.answer + " dog", task.answer.upper())
     assert not any(task.solved_by(text) for text in wrong)
@@ -118,7 +114,7 @@ def test_an_answer_is_recognised_and_nothing_else():
 
 def test_a_conversation_goes_on_from_the_last_answer():
     for seed in range(20):
-        chat = sample_conversation(("rotate", "drop_first", "plural"), luck(seed))
+        chat = sample_conversation(("rotate", "drop_first", "plural"), rng(seed))
         assert [role for role, _ in chat] == ["user", "assistant"] * 3
         first, second, third = (text.split() for role, text in chat if role == "assistant")
         assert second == solve(("drop_first",), first) and third == solve(("plural",), second)
@@ -126,8 +122,8 @@ def test_a_conversation_goes_on_from_the_last_answer():
 
 
 def test_documents_show_steps_at_work_and_answer_no_instruction():
-    texts = documents(400, luck())
-    assert documents(400, luck()) == texts
+    texts = documents(400, rng())
+    assert documents(400, rng()) == texts
     accounts = [text for text in texts if text.startswith("Take ") and "If you" in text]
     assert 250 < len(accounts) < 380
     for text in accounts:
@@ -140,7 +136,7 @@ def test_documents_show_steps_at_work_and_answer_no_instruction():
     for sheet in set(texts) - set(accounts):
         assert 3 <= len(sheet.split("\n")) <= 4 and "you get" not in sheet
     assert not any("french" in text for text in texts)
-    assert all("french" in text for text in documents(20, luck(), [("french",)]))
+    assert all("french" in text for text in documents(20, rng(), [("french",)]))
 
 
 def test_information_of_a_document_is_what_its_choices_hold():
@@ -169,8 +165,8 @@ def test_information_of_a_document_is_what_its_choices_hold():
 def test_word_tokenizer_knows_every_text():
     tokenizer = WordTokenizer()
     french = [("french",), ("reverse", "french")]
-    texts = documents(300, luck()) + documents(100, luck(), french)
-    for task in tasks(500, [*SINGLES, *compositions(), *french], luck()):
+    texts = documents(300, rng()) + documents(100, rng(), french)
+    for task in tasks(500, [*SINGLES, *compositions(), *french], rng()):
         texts += [task.instruction, task.answer]
     for text in texts:
         ids = tokenizer.encode(text)

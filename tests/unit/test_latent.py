@@ -5,6 +5,7 @@ B batch, T time, C channels, R latent rank.
 
 import pytest
 import torch
+from helpers import randomised
 
 from minillm.model.cache import KVCache
 from minillm.model.config import Latent, ModelConfig, Rope
@@ -25,13 +26,8 @@ def small_config(**changes) -> ModelConfig:
     return ModelConfig(**{**fields, **changes})
 
 
-def randomised(config: ModelConfig) -> Transformer:
-    random = torch.Generator().manual_seed(1)
-    model = Transformer(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.4 + 0.1)
-    return model
+def random_model(config: ModelConfig) -> Transformer:
+    return randomised(Transformer(config), mean=0.1)
 
 
 CONFIGS = {
@@ -48,7 +44,7 @@ CONFIGS = {
 
 @pytest.fixture(params=CONFIGS)
 def model(request) -> Transformer:
-    return randomised(CONFIGS[request.param])
+    return random_model(CONFIGS[request.param])
 
 
 def force(monkeypatch, absorbed: bool) -> None:
@@ -131,7 +127,7 @@ def test_the_cache_holds_one_latent_and_one_rotary_key_a_token():
 
 
 def test_a_layer_can_do_without_positions():
-    model = randomised(CONFIGS["half without positions"])
+    model = random_model(CONFIGS["half without positions"])
     x = torch.randn(3, 9, 24, generator=torch.Generator().manual_seed(6))
     view = model.view(x, torch.arange(9))
     later = model.view(x, torch.arange(0, 27, 3))  # other distances

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import randomised
 
 from minillm.model.attention import attention, grouped_attention
 from minillm.model.cache import KVCache
@@ -29,12 +30,7 @@ POSITIONS = {
 
 
 def random_model(config) -> Transformer:
-    """Every parameter random: fresh norms of 1 and biases of 0 would hide mistakes."""
-    model, g = Transformer(config), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=g) * 0.4 + 0.1)
-    return model
+    return randomised(Transformer(config), seed=0, mean=0.1)
 
 
 def some_tokens(*shape: int, seed: int = 1) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import randomised
 from torch import nn
 
 from minillm.infer.engine import generate
@@ -26,10 +27,7 @@ def test_a_packed_layer_equals_its_layer(bias, shape, rows):
 
 @pytest.mark.parametrize("config", [gpt2_config(19, **SIZE), llama_config(19, **SIZE)])
 def test_a_packed_model_generates_the_same_and_leaves_the_model_alone(config):
-    model, generator = Transformer(config), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+    model = randomised(Transformer(config))
     fast = packed(model)
     assert isinstance(fast.blocks[0].attention.qkv, PackedLinear)
     assert isinstance(model.blocks[0].attention.qkv, nn.Linear)

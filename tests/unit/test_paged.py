@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from helpers import randomised
 
 from minillm.adapt.quant_cache import Int8Cache, Int8Pool
 from minillm.infer.engine import generate
@@ -32,16 +33,7 @@ PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9]]
 
 @pytest.fixture(params=CONFIGS)
 def model(request):
-    """Every parameter random: norms of 1 and biases of 0 would hide mistakes."""
-    return randomised(CONFIGS[request.param])
-
-
-def randomised(config):
-    model, generator = Transformer(config), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return randomised(Transformer(CONFIGS[request.param]))
 
 
 def some_tokens(*shape, seed=0):
@@ -107,13 +99,13 @@ def test_generate_takes_it_like_any_cache(model):
 
 def test_no_block_holds_only_padding():
     cache = paged_rows(CONFIGS["gpt2"], 2, 4)
-    reading(randomised(CONFIGS["gpt2"]), cache, some_tokens(2, 9), [9, 2])
+    reading(randomised(Transformer(CONFIGS["gpt2"])), cache, some_tokens(2, 9), [9, 2])
     assert [len(table.blocks) for table in cache.tables] == [3, 1]
     assert cache.pool.n_free == 60 - 4
 
 
 def test_rows_that_split_share_what_is_full_and_copy_what_they_write():
-    model = randomised(CONFIGS["grouped"])
+    model = randomised(Transformer(CONFIGS["grouped"]))
     cache = paged_rows(model.config, 1, 4)
     reading(model, cache, some_tokens(1, 10), 10)  # two full blocks and half of one
     cache.keep(torch.tensor([0, 0, 0]))
@@ -150,7 +142,7 @@ def test_a_row_goes_on_from_blocks_that_another_has_computed(model):
 
 
 def test_the_same_tokens_after_another_beginning_are_another_block():
-    model = randomised(CONFIGS["gpt2"])
+    model = randomised(Transformer(CONFIGS["gpt2"]))
     pool = BlockPool(model.config, 20, block_size=2)
     published(model, pool, [1, 2, 3, 4, 5])
     assert pool.find([1, 2, 3, 4]).length == 4
@@ -169,7 +161,7 @@ def is_findable(pool, tokens):
 
 
 def test_blocks_stay_findable_until_their_memory_is_needed_the_longest_unused_first():
-    model = randomised(CONFIGS["gpt2"])
+    model = randomised(Transformer(CONFIGS["gpt2"]))
     pool, table = BlockPool(model.config, 4, block_size=2), BlockTable()
     for tokens in ([1, 2], [4, 5]):
         pool.resize(published(model, pool, tokens), 0)
@@ -184,7 +176,7 @@ def test_blocks_stay_findable_until_their_memory_is_needed_the_longest_unused_fi
 
 
 def test_going_back_into_a_findable_block_does_not_change_it_for_others():
-    model = randomised(CONFIGS["gpt2"])
+    model = randomised(Transformer(CONFIGS["gpt2"]))
     pool = BlockPool(model.config, 9, block_size=4)
     tokens = some_tokens(8).tolist()
     first = published(model, pool, tokens)
@@ -257,4 +249,4 @@ def test_a_full_pool_and_impossible_sizes_are_refused():
             BlockPool(config, n_blocks, block_size)
     cache = PagedCache(BlockPool(config, 2, block_size=4), [BlockTable()])
     with pytest.raises(ValueError, match="holds 8 tokens a row and 9 are needed"):
-        randomised(config)(some_tokens(1, 9), cache=cache)
+        randomised(Transformer(config))(some_tokens(1, 9), cache=cache)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import randomised
 
 from minillm.adapt.quant import Format, dequantize, quantize
 from minillm.adapt.quant_cache import Int8Cache, int8_heads
@@ -23,13 +24,7 @@ LENGTHS = [5, 9, 7]
 
 @pytest.fixture(params=CONFIGS)
 def model(request):
-    """Every parameter random, and heads of different loudness."""
-    model = Transformer(CONFIGS[request.param])
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return randomised(Transformer(CONFIGS[request.param]))
 
 
 def some_tokens(*shape, seed=0):

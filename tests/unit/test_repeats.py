@@ -2,13 +2,10 @@
 
 import pytest
 import torch
+from helpers import rng
 
 from minillm.data.packing import IGNORE
 from minillm.data.repeats import repeats
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def lag_of(row, lags):

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 import pytest
-import torch
+from helpers import rng
 
 from minillm.data import request_texts as rt
 from minillm.data.requests import (
@@ -22,13 +22,9 @@ from minillm.data.requests import (
 N_CLOTHES = 8 + 117 + 8
 
 
-def luck(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.fixture(scope="module")
 def documents():
-    return rt.documents(3000, luck())
+    return rt.documents(3000, rng())
 
 
 def read(text):
@@ -171,7 +167,7 @@ def test_information_is_that_of_the_choices_that_show(documents):
 
 
 def test_probabilities_of_all_exchanges_sum_to_a_fifth():
-    exchange = next(d for d in rt.documents(50, luck()) if d.text.startswith("<user>"))
+    exchange = next(d for d in rt.documents(50, rng()) if d.text.startswith("<user>"))
     assert math.exp(-exchange.nats) * len(DEEDS) * N_CLOTHES == pytest.approx(0.2)
 
 
@@ -181,14 +177,14 @@ def test_all_words_are_known_and_come_back(documents):
     words = rt.vocabulary()
     assert len(set(words)) == len(words) < 200 and words[rt.END] == rt.END_TEXT
     assert set(rt.rule(HARMS).split()) <= set(words)
-    for request in draw(300, DEEDS, attacks("held out"), luck()):
+    for request in draw(300, DEEDS, attacks("held out"), rng()):
         rt.encode(f"{request.text} {request.answer} {request.deed.refusal()}")
 
 
 def test_batches_hold_new_documents():
-    batches = list(rt.batches(5, 2, luck(3)))
+    batches = list(rt.batches(5, 2, rng(3)))
     assert [len(batch.tokens) for batch in batches] == [2, 2, 1]
-    texts = [document.text for document in rt.documents(5, luck(3))]
+    texts = [document.text for document in rt.documents(5, rng(3))]
     rows = [row for batch in batches for row in batch.tokens.tolist()]
     for text, row in zip(texts, rows, strict=True):
         ids = rt.encode(text)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import randomised, rng
 
 from minillm.align.logprobs import log_probs
 from minillm.data.packing import IGNORE
@@ -16,23 +17,11 @@ STOP = (7, 8)
 SIZE = {"d_model": 24, "n_layers": 2, "n_heads": 4, "max_length": 40}
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def randomised(config):
-    model, generator = Transformer(config), rng(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request):
     if request.param == "gpt2":
-        return randomised(gpt2_config(19, **SIZE, tie_embeddings=False))
-    return randomised(llama_config(19, **SIZE, n_kv_heads=2))
+        return randomised(Transformer(gpt2_config(19, **SIZE, tie_embeddings=False)))
+    return randomised(Transformer(llama_config(19, **SIZE, n_kv_heads=2)))
 
 
 def sample(model, n_samples=5, **changes):

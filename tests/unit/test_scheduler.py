@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+from helpers import randomised
 
 from minillm.adapt.quant_cache import Int8Cache, Int8Pool
 from minillm.infer.engine import generate
@@ -19,17 +20,9 @@ GREEDY = Sampler(temperature=0)
 SAMPLERS = (GREEDY, Sampler(), Sampler(0.8, top_p=0.9), Sampler(repetition_penalty=1.3))
 
 
-def randomised(config):
-    model, generator = Transformer(config), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 @pytest.fixture(scope="module")
 def model():
-    return randomised(llama_config(19, **SIZE, n_kv_heads=2))
+    return randomised(Transformer(llama_config(19, **SIZE, n_kv_heads=2)))
 
 
 def alone(model, request, **more):
@@ -75,7 +68,7 @@ def some_request(moves):
 
 def test_a_thousand_requests_that_come_and_go_at_random():
     """Bursts, pauses, cancellations and too few blocks: nobody starves, nobody is mixed up."""
-    model = randomised(llama_config(19, **SIZE | {"n_layers": 1}, n_kv_heads=2))
+    model = randomised(Transformer(llama_config(19, **SIZE | {"n_layers": 1}, n_kv_heads=2)))
     moves = random.Random(0)
     scheduler = Scheduler(model, n_blocks=13, block_size=4, max_batch=6, max_waiting=12)
     requests, tokens, ends, order, n_refused = {}, defaultdict(list), {}, [], 0
@@ -229,7 +222,7 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(model):
 
 
 def test_learned_positions_up_to_the_last_one():
-    model = randomised(gpt2_config(19, **SIZE))
+    model = randomised(Transformer(gpt2_config(19, **SIZE)))
     scheduler = Scheduler(model, n_blocks=30, block_size=16)
     requests = [Request([5] * 30, 10), Request([7], 39), Request([2] * 39, 1)]
     ids = [scheduler.add(request) for request in requests]

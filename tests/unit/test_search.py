@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import randomised, rng
 
 from minillm.evaluate.search import (
     Found,
@@ -19,18 +20,11 @@ END, MARK, WAIT = 0, 8, 9
 PROMPTS = [[5], [6, 7]]
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.fixture
 def policy():
     """Random weights: every token has a fair chance."""
     model = Transformer(gpt2_config(10, d_model=16, n_layers=1, n_heads=2, max_length=24))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng(1)))
-    return model
+    return randomised(model, scale=0.1)
 
 
 class Scripted(Transformer):

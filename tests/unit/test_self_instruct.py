@@ -4,6 +4,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from helpers import rng
 
 from minillm.adapt import self_instruct as si
 from minillm.adapt.self_instruct import Pair, Rules, opening, propose, respond, rouge_l, sift
@@ -20,10 +21,6 @@ SEEDS = [
 ]
 
 
-def luck(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return WordTokenizer()
@@ -32,7 +29,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     config = llama_config(tokenizer.vocab_size, d_model=16, n_layers=1, n_heads=2, max_length=96)
-    return Transformer(config, luck())
+    return Transformer(config, rng())
 
 
 def longest_by_trying(x, y):
@@ -46,7 +43,7 @@ def longest_by_trying(x, y):
 
 
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
-    random = luck(1)
+    random = rng(1)
     for _ in range(60):
         x, y = (
             torch.randint(4, (int(torch.randint(1, 8, (), generator=random)),), generator=random)
@@ -61,7 +58,7 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
 
 
 def test_overlap_is_found_as_if_all_were_compared(monkeypatch):
-    texts = [task.instruction for task in tasks(40, SINGLES, luck())]
+    texts = [task.instruction for task in tasks(40, SINGLES, rng())]
     for limit in (0.3, 0.5, 0.7):
         for a, b in combinations(texts, 2):
             assert si._overlap_reaches(a, b, limit) == (rouge_l(a, b) >= limit)
@@ -119,7 +116,7 @@ def test_the_writer_sees_instructions_and_writes_one_line(tokenizer, model, monk
         return [[start, *tokenizer.encode("use capitals: dog\ntake the")] for _ in prompts]
 
     monkeypatch.setattr(si, "generate", stand_in)
-    lines = propose(model, tokenizer, SEEDS, 20, shown=2, generator=luck())
+    lines = propose(model, tokenizer, SEEDS, 20, shown=2, generator=rng())
     assert lines == ["use capitals: dog"] * 20
     assert seen["stop_tokens"] == (tokenizer.end_of_text,)
     for prompt in seen["prompts"]:
@@ -145,12 +142,12 @@ def test_answers_must_end_and_agree(tokenizer, model, monkeypatch):
 
 
 def test_one_answer_is_the_likeliest_and_votes_are_sampled(tokenizer, model):
-    ask = [task.instruction for task in tasks(6, SINGLES, luck())]
+    ask = [task.instruction for task in tasks(6, SINGLES, rng())]
     greedy = [
-        respond(model, tokenizer, CHATML, ask, generator=luck(s), max_new_tokens=50) for s in (0, 1)
+        respond(model, tokenizer, CHATML, ask, generator=rng(s), max_new_tokens=50) for s in (0, 1)
     ]
     assert greedy[0] == greedy[1]
-    sampled = respond(model, tokenizer, CHATML, ask, votes=3, generator=luck(), max_new_tokens=50)
+    sampled = respond(model, tokenizer, CHATML, ask, votes=3, generator=rng(), max_new_tokens=50)
     assert sampled == [None] * 6  # a model of random weights never says the same twice
 
 
@@ -178,7 +175,7 @@ def test_the_pool_grows_and_guides_the_next_round(tokenizer, model, monkeypatch)
 def test_the_whole_loop_runs_and_repeats(tokenizer, model):
     runs = [
         si.self_instruct(
-            model, model, tokenizer, CHATML, SEEDS, 5, per_round=8, max_rounds=2, generator=luck()
+            model, model, tokenizer, CHATML, SEEDS, 5, per_round=8, max_rounds=2, generator=rng()
         )
         for _ in range(2)
     ]

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomised, rng
 
 from minillm.adapt.prune import drop_layers
 from minillm.infer.drafters import (
@@ -40,26 +41,17 @@ GREEDY = Sampler(temperature=0)
 V = 19
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def randomised(config, seed=0, scale=0.3):
-    """Every parameter random: norms of 1 and biases of 0 would hide mistakes."""
-    model, generator = Transformer(config, rng(seed)), rng(seed + 1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
+def random_model(config, seed=0, scale=0.3):
+    return randomised(Transformer(config), seed + 1, scale)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "window"])
 def model(request):
     size = {"d_model": 24, "n_layers": 3, "n_heads": 4, "max_length": 64, "n_future": 2}
     if request.param == "gpt2":
-        return randomised(gpt2_config(V, **size, tie_embeddings=False))
+        return random_model(gpt2_config(V, **size, tie_embeddings=False))
     window = 5 if request.param == "window" else None
-    return randomised(llama_config(V, **size, n_kv_heads=2, window=window))
+    return random_model(llama_config(V, **size, n_kv_heads=2, window=window))
 
 
 def drafters(model):
@@ -225,7 +217,7 @@ def test_a_large_vocabulary_passes_a_chi_squared_test():
 def test_sampled_texts_have_the_models_distribution(kind):
     """Two new tokens of a vocabulary of 5, against the model's own probabilities."""
     config = llama_config(5, d_model=16, n_layers=2, n_heads=2, max_length=16, n_future=2)
-    model, prompt, n = randomised(config, seed=2, scale=0.5), [4, 1, 4], 800
+    model, prompt, n = random_model(config, seed=2, scale=0.5), [4, 1, 4], 800
     sampler, generator = Sampler(temperature=1.3, top_k=4), rng(7)
     drafter = {
         "fewer layers": DraftModel(drop_layers(model, [0])),

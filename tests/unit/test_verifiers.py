@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomised
 
 from minillm.evaluate.verifiers import Judged, judged_batch, log_odds, verdicts, verifier_loss
 from minillm.infer.rollout import response_batch
@@ -18,11 +19,7 @@ LABELS = [[1, 0], [1, 1, 0, None], [None, 0, 1]]
 @pytest.fixture
 def verifier():
     model = Transformer(gpt2_config(11, d_model=16, n_layers=2, n_heads=2, max_length=12))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return randomised(model)
 
 
 def by_hand(verifier):

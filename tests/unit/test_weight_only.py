@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import randomised
 from torch import nn
 
 from minillm.infer.engine import generate
@@ -74,10 +75,7 @@ def test_many_rows_meet_the_weights_part_by_part(bits, monkeypatch):
 
 @pytest.mark.parametrize("config", [gpt2_config(19, **SIZE), llama_config(19, **SIZE)])
 def test_a_weight_only_model_computes_what_its_rounded_weights_say(config):
-    model, generator = Transformer(config), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+    model = randomised(Transformer(config))
     small = weight_only(model)
     assert isinstance(model.blocks[0].attention.qkv, nn.Linear)
     assert small.embedding.weight is model.embedding.weight

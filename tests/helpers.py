@@ -1,0 +1,17 @@
+"""What tests of several rooms share."""
+
+import torch
+from torch import nn
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randomised(module: nn.Module, seed: int = 1, scale: float = 0.4, mean: float = 0.0):
+    """The module with every parameter random: norms of 1 and biases of 0 would hide mistakes."""
+    generator = rng(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) + mean)
+    return module
