@@ -38,6 +38,8 @@ class PrefixedCache:
         behind: the cache of the text; None keeps nothing (training reads a text in one pass).
     """
 
+    dropped = 0
+
     def __init__(self, prefix: KeysValues, batch_size: int, behind: KVCache | None = None):
         self.prefix, self.batch_size, self.behind = prefix, batch_size, behind
         self.length = prefix[0][0].shape[2] if prefix else 0
@@ -64,7 +66,7 @@ class PrefixedCache:
 class Recorder:
     """An empty cache that remembers what each layer appends to it, gradients included."""
 
-    is_ragged, batch_size = False, 1
+    is_ragged, batch_size, dropped = False, 1, 0
 
     def __init__(self, device: torch.device):
         self.device = device

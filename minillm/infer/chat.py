@@ -250,7 +250,7 @@ class Chat:
     @torch.inference_mode()
     def _read(self) -> Tensor:
         """Read the tokens that the cache lacks: logits (1, V) after the last one."""
-        n_read = self._cache.reach(0)
+        n_read = self._cache.dropped + self._cache.reach(0)
         unread = torch.tensor([self.tokens[n_read:]], device=self.model.device)  # (1, T)
         hidden = self.model.hidden(unread, cache=self._cache)
         self._cache.advance(unread.shape[1])

@@ -16,6 +16,9 @@ class KVCache:
 
     Latent attention keeps one short key a token and no value (see `latent`); nothing here changes.
 
+    ``dropped`` counts the tokens at the beginning of the text that are no longer held; here it
+    stays 0 (see `window_cache`).
+
     Rows may have different lengths. New tokens are written behind each row's own length and count
     only once ``advance`` says how many of them are real, so right-padding is simply overwritten::
 
@@ -24,6 +27,8 @@ class KVCache:
         logits = model(next_tokens, cache=cache)  # (B, 1)
         cache.advance(1)
     """
+
+    dropped = 0
 
     def __init__(
         self,

@@ -175,7 +175,9 @@ class Transformer(nn.Module):
         c, T = self.config, x.shape[1]
         n_keys = T if cache is None else cache.reach(T)
         causal = c.mask != "bidirectional"
-        rules = (positions, n_keys, causal, documents, prefix)
+        # Masks count from the first key that is still held, rotations from that of the text.
+        places = positions if cache is None or not cache.dropped else positions - cache.dropped
+        rules = (places, n_keys, causal, documents, prefix)
         # Two common cases need no mask, the fused kernel knows them: a whole text, one new token.
         plain = documents is None and prefix is None
         plain &= cache is None or (not cache.is_ragged and T in (1, n_keys))
@@ -185,7 +187,7 @@ class Transformer(nn.Module):
             mask = bias.masked_fill(~visible(*rules), -torch.inf)
         local_mask = mask
         if c.window is not None and n_keys > c.window:
-            local_mask = visible(*rules) & window_mask(positions, n_keys, c.window)
+            local_mask = visible(*rules) & window_mask(places, n_keys, c.window)
         rotation = None
         if c.position == "rope":
             cos, sin = rope_angles(positions, c.rope_dim, c.rope)
@@ -212,7 +214,9 @@ class Transformer(nn.Module):
             raise ValueError("documents need the shape of tokens, and no cache")
         if cache is not None and self.config.mask == "bidirectional":
             raise ValueError("an encoder reads a text whole; it has no use for a cache")
-        n_context = tokens.shape[1] if cache is None else max(cache.reach(0) + 1, tokens.shape[1])
+        n_context = tokens.shape[1]
+        if cache is not None:
+            n_context = max(cache.dropped + cache.reach(0) + 1, n_context)
         if self.config.position == "learned" and n_context > self.config.max_length:
             raise ValueError(
                 f"{n_context} tokens, but the model has learned {self.config.max_length} positions;"

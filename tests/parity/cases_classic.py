@@ -14,6 +14,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     OPTConfig,
     OPTForCausalLM,
     Starcoder2Config,
@@ -29,6 +31,12 @@ def gpt2(**changes):
     sizes = {"n_embd": 36, "n_layer": 3, "n_head": 3, "n_positions": 19, "layer_norm_epsilon": 0.1}
     still = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
     return GPT2LMHeadModel(GPT2Config(**EAGER, **sizes, **still, **changes))
+
+
+def openai_gpt():
+    sizes = {"n_embd": 36, "n_layer": 3, "n_head": 3, "n_positions": 19, "layer_norm_epsilon": 0.1}
+    still = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    return OpenAIGPTLMHeadModel(OpenAIGPTConfig(**EAGER, **sizes, **still))
 
 
 def gpt_neox(**changes):
@@ -119,6 +127,7 @@ DECODERS = {
         attn_implementation="sdpa",
     ),
     "falcon_sequential": lambda: falcon(parallel_attn=False, tie_word_embeddings=False),
+    "openai_gpt": openai_gpt,
     "starcoder2": starcoder2,
     "starcoder2_no_bias": lambda: starcoder2(
         use_bias=False, sliding_window=None, tie_word_embeddings=False, hidden_act="gelu"

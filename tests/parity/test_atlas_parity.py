@@ -9,6 +9,7 @@ from minillm.model.atlas import find
 
 # One or two entries a family; where the published figure is rounded, this is the exact witness.
 FAMILY_OF = {
+    "GPT-1": "openai-gpt",
     "GPT-2-XL": "gpt2",
     "GPT-NeoX-20B": "gpt_neox",
     "Pythia-12B": "gpt_neox",

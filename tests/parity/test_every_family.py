@@ -3,6 +3,8 @@
 A new family needs a tiny configuration in one of the three modules of cases, nothing else.
 """
 
+from pathlib import Path
+
 import cases_classic
 import cases_llama
 import cases_sparse
@@ -53,6 +55,11 @@ def test_decoding_on_a_cache_is_the_full_forward_at_every_position(pair):
 
 def test_no_family_is_left_out():
     assert {build().config.model_type for build in CASES.values()} == FAMILIES.keys()
+
+
+def test_the_family_added_last_is_under_forty_lines_in_all():
+    source = Path(FAMILIES["openai-gpt"].__file__).read_text()
+    assert len(source.splitlines()) < 40
 
 
 # Asked for its maps, the reference adds Falcon's ALiBi twice; BLOOM's shows that ours is right.

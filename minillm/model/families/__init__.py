@@ -11,7 +11,7 @@ A family is a module with
 
 Import, export and the list of what does not fit all follow from these.
 
-To add a family (`starcoder2` is one, added last, in under 40 lines of data and mapping):
+To add a family (`openai_gpt`, added last, is a file of under 40 lines, and a test counts them):
 
 1. Build a tiny model of it in `transformers`, save it, and look at its ``config.json`` and at the
    names and shapes of its tensors.
@@ -40,6 +40,7 @@ from minillm.model.families import (
     mistral,
     mixtral,
     olmo2,
+    openai_gpt,
     opt,
     phi3,
     qwen2,
@@ -68,6 +69,7 @@ FAMILIES = {
     "mistral": mistral,
     "mixtral": mixtral,
     "olmo2": olmo2,
+    "openai-gpt": openai_gpt,
     "opt": opt,
     "phi3": phi3,
     "qwen2": qwen2,

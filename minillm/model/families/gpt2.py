@@ -22,6 +22,7 @@ NAMES = {
     "norm": "transformer.ln_f",
     "unembed": "lm_head",
 }
+LAYOUTS = dict.fromkeys(("attention.qkv", "attention.out", "mlp.up", "mlp.down"), TRANSPOSED)
 
 
 def read(published: dict) -> ModelConfig:
@@ -56,8 +57,7 @@ def write(config: ModelConfig) -> dict:
 
 
 def table(config: ModelConfig) -> Iterator[Row]:
-    transposed = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
-    return named_table(config, NAMES, dict.fromkeys(transposed, TRANSPOSED))
+    return named_table(config, NAMES, LAYOUTS)
 
 
 def canonical(name: str) -> str | None:
