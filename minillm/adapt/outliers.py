@@ -64,6 +64,9 @@ def smoothing_scales(x: Tensor, weight: Tensor, alpha: float = 0.5) -> Tensor:
 
     Returns:
         (C,), positive. ``(x / s) @ (weight * s).T`` is ``x @ weight.T``.
+
+    Raises:
+        ValueError: alpha outside 0 … 1.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}: expected 0 (weights decide) to 1 (inputs decide)")

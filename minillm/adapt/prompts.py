@@ -118,7 +118,11 @@ class Prompted(nn.Module, ABC):
         return self.base.logits(self.hidden(tokens, cache, **given))
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None, **given) -> Tensor:
-        """As `Transformer.hidden`, with the learned positions in front."""
+        """As `Transformer.hidden`, with the learned positions in front.
+
+        Raises:
+            ValueError: the text and the learned positions do not fit into the model.
+        """
         length = self.n + tokens.shape[-1]
         if self.config.position == "learned" and length > self.config.max_length:
             raise ValueError(

@@ -77,7 +77,11 @@ def show(fig: plt.Figure, *, alt: str) -> None:
 
 
 def as_html(fig: plt.Figure, *, alt: str) -> HTML:
-    """What `show` displays, for a display that is to be replaced later; closes `fig`."""
+    """What `show` displays, for a display that is to be replaced later; closes `fig`.
+
+    Raises:
+        ValueError: no alternative text.
+    """
     if not alt.strip():
         raise ValueError(f"alt={alt!r}: say in a sentence what the picture shows")
     png = io.BytesIO()
@@ -109,6 +113,9 @@ def heatmap(
     """Draw `matrix` (n_rows, n_columns) as coloured squares; return the image, for a colour bar.
 
     `rows` and `columns` name the ticks; `values=".2f"` prints each number in its square.
+
+    Raises:
+        ValueError: `matrix` has another shape.
     """
     matrix = _array(matrix)
     if matrix.ndim != 2:

@@ -32,6 +32,9 @@ def live_curves(
         every: experiences from one drawing to the next, at least 1. The picture below the cell is
             replaced, so that one remains, that of the end.
 
+    Raises:
+        ValueError: `every` below 1.
+
     Example: ``train(policy, live_curves(experiences(), history), …)``.
     """
     if every < 1:

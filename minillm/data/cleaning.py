@@ -196,6 +196,9 @@ def mixture_weights(sizes: Mapping[str, float], temperature: float = 1.0) -> dic
 
     sizes: tokens (or documents) of each source.
 
+    Raises:
+        ValueError: no sources, an empty one, or a temperature of 0 or less.
+
     >>> mixture_weights({"en": 900, "zh": 100}, temperature=2)
     {'en': 0.75, 'zh': 0.25}
     """

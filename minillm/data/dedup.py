@@ -32,6 +32,9 @@ def shingles(text: str, width: int = 5) -> set[int]:
     """Hashes of all runs of `width` words of a text; a shorter text is one run.
 
     CRC-32, because Python's own `hash` of a string differs from process to process.
+
+    Raises:
+        ValueError: a width below 1.
     """
     if width < 1:
         raise ValueError(f"width is {width}, expected at least 1")
@@ -115,6 +118,9 @@ def lsh_candidates(signatures: Tensor, bands: int) -> set[tuple[int, int]]:
 
     signatures: (N, K) int64, cut into `bands` bands of K // bands rows; what is left over
     is not used. The work grows with the number of pairs found, not with N².
+
+    Raises:
+        ValueError: bands below 1 or above K.
     """
     rows = signatures.shape[1] // bands if bands >= 1 else 0
     if rows == 0:

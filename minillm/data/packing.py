@@ -145,7 +145,11 @@ class Batches:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go to a saved position; the next `for` loop or `forever()` continues from it."""
+        """Go to a saved position; the next `for` loop or `forever()` continues from it.
+
+        Raises:
+            ValueError: the position is one in other documents, sizes, or without the shuffling.
+        """
         for name in ("n_tokens", "block_size", "batch_size"):
             if state[name] != getattr(self, name):
                 raise ValueError(

@@ -77,6 +77,9 @@ def arithmetic(
 
     Sums and differences go column by column from the right (a borrowed ten is written out:
     12-7=5, and the next column gives 1 back); products add one row for each digit of b.
+
+    Raises:
+        ValueError: another operation.
     """
     _at_least(1, n_digits=n_digits)
     if operation not in ("+", "-", "*"):

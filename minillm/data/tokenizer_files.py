@@ -104,7 +104,11 @@ def write_huggingface(tokenizer: "Tokenizer", path: str | os.PathLike) -> None:
 def read_huggingface(
     path: str | os.PathLike, end_of_text: str | None = None, name: str | None = None
 ) -> dict[str, Any]:
-    """Read a byte-level BPE `tokenizer.json`. All added tokens count as special."""
+    """Read a byte-level BPE `tokenizer.json`. All added tokens count as special.
+
+    Raises:
+        ValueError: another kind of tokenizer, or a damaged file; says what was found.
+    """
     document = _json(path)
     model = _entry(document, "model", dict, path)
     if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
@@ -179,7 +183,11 @@ def read_tiktoken(
     special_tokens: Mapping[str, int] | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Read lines of `base64(token) rank`. Pattern and special tokens are not in the file."""
+    """Read lines of `base64(token) rank`. Pattern and special tokens are not in the file.
+
+    Raises:
+        ValueError: names the line that is not of this form.
+    """
     tokens: dict[bytes, int] = {}
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         if not line:
@@ -201,7 +209,11 @@ def read_tiktoken(
 
 
 def read_tekken(path: str | os.PathLike, name: str | None = None) -> dict[str, Any]:
-    """Read Mistral's tekken: special tokens first, then ranks. Unnamed ones become <SPECIAL_i>."""
+    """Read Mistral's tekken: special tokens first, then ranks. Unnamed ones become <SPECIAL_i>.
+
+    Raises:
+        ValueError: the file holds fewer or more tokens than it promises.
+    """
     document = _json(path)
     config = _entry(document, "config", dict, path)
     n_special = _entry(config, "default_num_special_tokens", int, path)
@@ -227,6 +239,9 @@ def read_gguf_metadata(metadata: Mapping[str, Any], name: str | None = None) -> 
     """Read the `tokenizer.ggml.*` entries of a GGUF file.
 
     The end-of-text token is the file's own: for a chat model the one that ends a turn.
+
+    Raises:
+        ValueError: another kind of tokenizer, or entries that contradict each other.
     """
     source, field = "GGUF metadata", "tokenizer.ggml."
     kind = _entry(metadata, field + "model", str, source)

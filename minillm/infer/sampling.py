@@ -81,6 +81,9 @@ def repetition_penalty(logits: Tensor, history: Tensor, penalty: float) -> Tenso
         penalty: positive. A positive logit is divided by it and a negative one multiplied, so
             both move down; a token is penalised once however often it occurred.
 
+    Raises:
+        ValueError: other shapes, a penalty of 0 or less, or a token outside the vocabulary.
+
     Source: Keskar et al. 2019, *CTRL*, §4.1, with the sign of the logit respected.
     """
     _check_logits(logits)
@@ -166,7 +169,11 @@ class Sampler:
         return self.choose(logits, uniforms, history)
 
     def choose(self, logits: Tensor, uniforms: Tensor, history: Tensor | None = None) -> Tensor:
-        """Like calling the sampler, with the row's randomness given as (B,) numbers in [0, 1)."""
+        """Like calling the sampler, with the row's randomness given as (B,) numbers in [0, 1).
+
+        Raises:
+            ValueError: logits with NaN, of another shape, or without the history they need.
+        """
         if self.temperature > 0:
             return draw(self.probabilities(logits, history), uniforms)
         best = self._penalised(logits, history).max(-1)

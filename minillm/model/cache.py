@@ -68,7 +68,11 @@ class KVCache:
         return min(self._lengths) != max(self._lengths)
 
     def reach(self, n_new: int) -> int:
-        """How many cached positions a forward pass over ``n_new`` tokens can see."""
+        """How many cached positions a forward pass over ``n_new`` tokens can see.
+
+        Raises:
+            ValueError: the cache is too short for them.
+        """
         reach = max(self._lengths) + n_new
         if reach > self.max_length:
             raise ValueError(
@@ -114,7 +118,11 @@ class KVCache:
         return self._places
 
     def advance(self, n: int | Tensor | list[int]) -> None:
-        """Count the last ``n`` written tokens as real: one number, or one for each row."""
+        """Count the last ``n`` written tokens as real: one number, or one for each row.
+
+        Raises:
+            ValueError: a count for each row is missing, is negative, or exceeds the cache.
+        """
         counts = [n] * self.batch_size if isinstance(n, int) else list(map(int, n))
         if len(counts) != self.batch_size or min(counts) < 0:
             raise ValueError(

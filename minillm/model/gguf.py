@@ -87,7 +87,11 @@ class GGUF:
         return self._tensors[name].kind
 
     def blocks(self, name: str) -> np.ndarray:
-        """One tensor as it is stored: uint8 (blocks, bytes of a block), a view of the file."""
+        """One tensor as it is stored: uint8 (blocks, bytes of a block), a view of the file.
+
+        Raises:
+            ValueError: an unknown storage type, or a truncated file.
+        """
         self._check(name)
         info = self._tensors[name]
         if info.kind not in DEQUANTISE:

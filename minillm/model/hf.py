@@ -81,7 +81,11 @@ def family_of(name: str | Path) -> str:
 
 
 def download(name: str) -> Path:
-    """The folder with a model of the hub, fetched once and then kept by `huggingface_hub`."""
+    """The folder with a model of the hub, fetched once and then kept by `huggingface_hub`.
+
+    Raises:
+        ValueError: nothing has this name, or the hub cannot be reached.
+    """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.endswith(".gguf"):
         raise ValueError(
             f"no model {name!r}: expected a folder, a .gguf file, 'smollm2', or a name on the hub "

@@ -15,7 +15,11 @@ INDEX = "model.safetensors.index.json"
 
 
 def safetensors_files(folder: Path) -> list[Path]:
-    """The files with the weights: what the index lists, or the one file, or all there are."""
+    """The files with the weights: what the index lists, or the one file, or all there are.
+
+    Raises:
+        ValueError: there are none, or the index points outside its folder.
+    """
     index = folder / INDEX
     if index.exists():
         names = sorted(set(read_json(index)["weight_map"].values()))

@@ -164,7 +164,11 @@ def bootstrap(
 
 
 def interval(values: Numbers, share: float = 0.95) -> tuple[float, float]:
-    """The range that holds the middle `share` of the values."""
+    """The range that holds the middle `share` of the values.
+
+    Raises:
+        ValueError: a share outside 0 … 1.
+    """
     if not 0 < share < 1:
         raise ValueError(f"share={share}: expected between 0 and 1")
     outside = (1 - share) / 2

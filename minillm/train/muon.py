@@ -25,6 +25,9 @@ def newton_schulz(matrix: Tensor, steps: int = 5, dtype: torch.dtype | None = No
         steps: how often the quintic is applied.
         dtype: computed in this type: by default bfloat16 on a GPU, where it is fast and precise
             enough, and float32 elsewhere.
+
+    Raises:
+        ValueError: a vector or a number.
     """
     if matrix.ndim < 2:
         raise ValueError(f"shape {tuple(matrix.shape)}: expected a matrix, or several of them")
