@@ -111,11 +111,22 @@ def test_memory():
 
 
 def test_find():
-    assert find("deepseek-v3") is ATLAS["DeepSeek-V3"]
+    for name, meant in {
+        "deepseek-v3": "DeepSeek-V3",
+        "Llama 2 70B": "Llama-2-70B",
+        "PanGu-α 200B": "PanGu-alpha-200B",
+        "grok": "Grok-1",
+        "GPT_2": "GPT-2",  # though four names begin so
+    }.items():
+        assert find(name) is ATLAS[meant]
+    assert all(find(name.replace("-", " ").upper()) is entry for name, entry in ATLAS.items())
+    with pytest.raises(ValueError, match=r"'OPT' may be one of 5 .*: OPT-125M, .*OPT-175B$"):
+        find("OPT")
     with pytest.raises(ValueError, match=r"no model 'lama 2 70b'.*Llama-2-70B"):
         find("lama 2 70b")
-    with pytest.raises(ValueError, match="nothing similar"):
-        find("☃")
+    for nothing in ("☃", "", "-"):
+        with pytest.raises(ValueError, match="nothing similar"):
+            find(nothing)
 
 
 def test_printed_figures_and_errors():

@@ -205,7 +205,7 @@ def bloom(name: str, d_model: int, n_layers: int, n_heads: int, published: str) 
 
 def galactica(name: str, d_model: int, n_layers: int, n_heads: int, published: str) -> Entry:
     config = gpt(d_model, n_layers, n_heads, vocab_size=50_000, max_length=2048, mlp="gelu",
-                 bias=False, norm_bias=True)  # fmt: skip
+                 bias=False)  # fmt: skip
     source = "Taylor et al. 2022, Table 5"
     return Entry(name, "Meta", "2022-11", config, published, source, RESEARCH, tokens=450e9)
 
