@@ -58,6 +58,8 @@ def find_parts(model: nn.Module, targets: Iterable[str]) -> dict[str, Part]:
     Raises:
         ValueError: a target names nothing, or two targets share rows; lists what there is.
     """
+    if isinstance(targets, str):
+        raise ValueError(f"targets={targets!r} is one text: expected several, as ({targets!r},)")
     known, found = linear_parts(model), {}
     for target in targets:
         hits = {n: p for n, p in known.items() if n == target or n.endswith("." + target)}

@@ -93,6 +93,8 @@ class Batches:
         for name, value in (("block_size", block_size), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
+        if len(documents) and isinstance(documents[0], str):
+            raise ValueError("documents are texts: expected token ids; encode them first")
         self.documents = documents
         self.block_size = block_size
         self.batch_size = batch_size

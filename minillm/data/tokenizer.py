@@ -224,9 +224,11 @@ class Tokenizer:
 
         allowed_special: names of special tokens to recognise in the text, or "all". Any other
         special token's name is encoded as the plain text it is.
-        Raises ValueError for a special token that does not exist, a text that is not valid
-        Unicode, or a byte the vocabulary lacks (some published ones lack rare bytes).
+        Raises ValueError for what is no str, a special token that does not exist, a text that is
+        not valid Unicode, or a byte the vocabulary lacks (some published ones lack rare bytes).
         """
+        if not isinstance(text, str):
+            raise ValueError(f"text is {type(text).__name__}: expected str; for many, encode_batch")
         special = self._special_finder(allowed_special)
         if special is None:
             return self._encode_plain(text, fast)

@@ -194,6 +194,11 @@ def check_prompts(
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     config = model.config
     for row, prompt in enumerate(prompts):
+        if isinstance(prompt, str | int):
+            raise ValueError(
+                f"prompt {row} is {prompt!r}: expected a list of token ids; encode texts with the "
+                "model's tokenizer, and put a single prompt into a list"
+            )
         if len(prompt) == 0:
             raise ValueError(
                 f"prompt {row} is empty; start from at least one token, such as the end token"

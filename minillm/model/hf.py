@@ -67,7 +67,8 @@ def from_pretrained(name: str | Path) -> tuple[Transformer | EncoderDecoder, Tok
         file = GGUF(path)
         return from_gguf(file), Tokenizer.from_gguf(file.metadata)
     folder = path if path.is_dir() else download(str(name))
-    tokenizer = read_tokenizer(folder)  # first, because it fails faster
+    read_json(folder / "config.json")  # refuses a folder that holds no model
+    tokenizer = read_tokenizer(folder)  # before the weights, because it fails faster
     return from_huggingface(folder), tokenizer
 
 

@@ -211,6 +211,8 @@ def train(
     loss_fn = in_precision(loss_fn, precision)
     settings = _settings(steps, lr, warmup_steps, weight_decay, accumulate, clip)
     settings |= {"precision": precision, "guard": guard and asdict(guard)}
+    evaluate_every = evaluate_every or steps
+    _at_least_one(evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     if checkpoint is not None and not hasattr(batches, "state_dict"):
         raise ValueError("checkpoint needs batches that know their position: pass a Batches")
     store = OneFile(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
@@ -222,7 +224,6 @@ def train(
     if store and store.exists():
         run.load()
     stream = batches.forever() if hasattr(batches, "forever") else iter(batches)
-    evaluate_every = evaluate_every or steps
 
     model.train()
     done, quiet = len(run.history.steps), not progress
@@ -243,9 +244,7 @@ def train(
 
 def _settings(steps, lr, warmup_steps, weight_decay, accumulate, clip) -> dict:
     """The numbers that define a run, checked. A checkpoint of other numbers is another run."""
-    for name, value in (("steps", steps), ("accumulate", accumulate)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")
+    _at_least_one(steps=steps, accumulate=accumulate)
     if not clip > 0:
         raise ValueError(f"clip={clip}: expected above 0; use math.inf for no clipping")
     warmup_steps = steps // 10 if warmup_steps is None else warmup_steps
@@ -258,6 +257,12 @@ def _settings(steps, lr, warmup_steps, weight_decay, accumulate, clip) -> dict:
         "accumulate": accumulate,
         "clip": clip,
     }
+
+
+def _at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}={count}: expected at least 1")
 
 
 def _take(stream: Iterator[Batch], n: int, step: int) -> list[Batch]:

@@ -169,6 +169,8 @@ def test_generation_leaves_no_gradients_and_no_trace_in_the_model(model):
     ("prompts", "n", "words"),
     [
         ([[1], []], 3, "prompt 1 is empty"),
+        (["hi"], 3, "prompt 0 is 'hi': expected a list of token ids; encode texts"),
+        ([1, 2], 3, "prompt 0 is 1: .* put a single prompt into a list"),
         ([[1, 19]], 3, "outside 0…18"),
         ([[-1]], 3, "outside 0…18"),
         ([[1] * 35], 6, "prompt 0 has 35 tokens and 6 are to follow; the model's max_length is 40"),

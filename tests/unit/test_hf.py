@@ -170,8 +170,9 @@ def test_damaged_folders_are_refused(folder):
     with pytest.raises(ValueError, match="pickled weights are never loaded"):
         hf.from_huggingface(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"holds no config.json"):
-        hf.from_huggingface(folder)
+    for load in (hf.from_huggingface, hf.from_pretrained):
+        with pytest.raises(ValueError, match=r"holds no config.json"):
+            load(folder)
 
 
 # from_pretrained ------------------------------------------------------------------------------

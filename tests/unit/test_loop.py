@@ -283,8 +283,10 @@ def test_refuses(tmp_path):
         train(Tiny(), list(make_batches()), steps=5, lr=0.1, checkpoint=path)
     with pytest.raises(ValueError, match="ran out at step 2"):
         train(Tiny(), list(make_batches())[:2], steps=5, lr=0.1, progress=False)
-    with pytest.raises(ValueError, match="steps=0"):
-        train(Tiny(), make_batches(), steps=0, lr=0.1)
+    for setting in ({"steps": 0}, {"evaluate_every": -1}, {"checkpoint_every": 0}):
+        name, value = next(iter(setting.items()))
+        with pytest.raises(ValueError, match=f"{name}={value}: expected at least 1"):
+            train(Tiny(), make_batches(), **{"steps": 5, "lr": 0.1, **setting})
     with pytest.raises(ValueError, match="clip=0"):
         train(Tiny(), make_batches(), steps=5, lr=0.1, clip=0)
     with pytest.raises(ValueError, match="warmup_steps=9"):

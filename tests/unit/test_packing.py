@@ -142,6 +142,8 @@ def test_what_is_refused_and_in_which_words():
     packed = Batches([[1, 2, 3]], block_size=2, batch_size=1, end_token=END)
     with pytest.raises(ValueError, match="block_size is 0, expected at least 1"):
         Batches([[1]], block_size=0, batch_size=1, end_token=END)
+    with pytest.raises(ValueError, match="documents are texts: expected token ids"):
+        Batches(["a b"], block_size=1, batch_size=1, end_token=END)
     with pytest.raises(ValueError, match="0 documents hold 0 tokens"):
         Batches([], block_size=1, batch_size=1, end_token=END, drop_last=False)
     other = Batches([[1, 2, 3, 4]], block_size=2, batch_size=1, end_token=END)

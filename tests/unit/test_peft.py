@@ -113,6 +113,7 @@ def test_a_bottleneck_cannot_be_merged():
 def test_wrong_names_list_what_there_is_and_change_nothing():
     model = Transformer(LLAMA)
     for call, words in (
+        (lambda: add_bottlenecks(model, targets="mlp.down"), r"one text: .* \('mlp.down',\)"),
         (lambda: add_bottlenecks(model, targets=("mlp.out",)), "no layer is called 'mlp.out'; th"),
         (lambda: add_bottlenecks(model, targets=("attention.q",)), "q is a part of blocks.0.atten"),
         (lambda: add_bottlenecks(model, width=0), "width=0: expected at least 1"),

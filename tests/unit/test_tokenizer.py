@@ -309,6 +309,7 @@ def test_tekken(tmp_path):
         (lambda t: t.encode("x", {"<|no|>"}), "names .*<|no|>"),
         (lambda t: t.encode("x", "<|end|>"), 'expected "all" or a set'),
         (lambda t: t.encode("\ud800"), "surrogates not allowed"),
+        (lambda t: t.encode(["a"]), "text is list: expected str; for many, encode_batch"),
         (lambda t: Tokenizer.train("one text", 300), "texts is one str"),
         (lambda t: Tokenizer.train(["x"], 256), "must be at least 257"),
         (lambda t: Tokenizer.train(["x"], 300, ("<a>", "<a>")), "one token twice"),
