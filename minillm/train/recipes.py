@@ -19,7 +19,7 @@ from minillm.data.packing import Batch, one_a_row
 from minillm.data.word_tokenizer import WordTokenizer
 from minillm.model.config import gpt2_config, llama_config
 from minillm.model.transformer import Transformer
-from minillm.train.loop import evaluate, train
+from minillm.train.loop import History, evaluate, train
 
 FOLDER = Path(__file__).parent.parent / "checkpoints"
 
@@ -55,14 +55,7 @@ def make_stories(seed: int = 0) -> tuple[Transformer, dict]:
     batches = stories.batches(data["train"]["text"], batch_size, generator)
     history = train(model, batches, steps=steps, lr=5e-3)
     test = data["test"]
-    record = {
-        "data": sizes,
-        "steps": steps,
-        "tokens": history.n_tokens,
-        "seconds": round(history.seconds),
-        "floor": sum(test["nats"]) / sum(test["n_tokens"]),
-    }
-    return model, record
+    return model, _record(sizes, history, sum(test["nats"]) / sum(test["n_tokens"]))
 
 
 def instruction_documents(n: int, batch_size: int, seed: int) -> Iterator[Batch]:
@@ -94,14 +87,7 @@ def make_instructions(seed: int = 0) -> tuple[Transformer, dict]:
     history = train(model, batches, steps=steps, lr=5e-3)
     texts = instructions.documents(n_test, torch.Generator().manual_seed(seed + 1))
     n_tokens = sum(len(WordTokenizer().encode(text)) + 1 for text in texts)  # and the end
-    record = {
-        "data": data,
-        "steps": steps,
-        "tokens": history.n_tokens,
-        "seconds": round(history.seconds),
-        "floor": sum(map(instructions.nats, texts)) / n_tokens,
-    }
-    return model, record
+    return model, _record(data, history, sum(map(instructions.nats, texts)) / n_tokens)
 
 
 def score_assistant(model: Transformer, record: dict) -> float:
@@ -128,14 +114,18 @@ def make_assistant(seed: int = 0) -> tuple[Transformer, dict]:
     history = train(model, batches, steps=steps, lr=6e-3)
     documents = request_texts.documents(n_test, torch.Generator().manual_seed(seed + 1))
     n_tokens = sum(len(request_texts.encode(document.text)) + 1 for document in documents)
-    record = {
+    return model, _record(data, history, sum(document.nats for document in documents) / n_tokens)
+
+
+def _record(data: dict, history: History, floor: float) -> dict:
+    """What is written beside the weights: `data` says which text, `floor` is its entropy."""
+    return {
         "data": data,
-        "steps": steps,
+        "steps": len(history.steps),
         "tokens": history.n_tokens,
         "seconds": round(history.seconds),
-        "floor": sum(document.nats for document in documents) / n_tokens,
+        "floor": floor,
     }
-    return model, record
 
 
 # name -> (how to train it, how to score it)
