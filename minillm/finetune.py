@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ import minillm
 from minillm import command
 from minillm.adapt.finetune import EVERYWHERE, finetune
 from minillm.adapt.gguf_files import save_gguf
-from minillm.adapt.lora_files import save_adapters
+from minillm.adapt.lora_files import published_targets, save_adapters
 from minillm.adapt.quant_model import dequantize_linears, packed_smollm2
 from minillm.adapt.sft import read_chats
 from minillm.adapt.wrap import merge, remove_adapters
@@ -71,6 +72,8 @@ def finetune_files(given: argparse.Namespace) -> None:
     family = hf.family_of(given.model)
     if given.gguf and family != "llama":
         raise ValueError(f"--gguf is for the Llama family, and {given.model} is a {family}")
+    # Only what the family has names for can be saved afterwards.
+    lora = replace(EVERYWHERE, targets=published_targets(model, family))
     model.to(device)
     if given.save_memory:
         checkpoint_blocks(model)
@@ -93,6 +96,7 @@ def finetune_files(given: argparse.Namespace) -> None:
         model,
         tokenizer,
         chats,
+        lora=lora,
         steps=given.steps,
         batch_size=given.batch_size,
         lr=given.lr,
@@ -103,7 +107,7 @@ def finetune_files(given: argparse.Namespace) -> None:
     )
     print(f"after> {answer(model, tokenizer, question)}")
     print(f"loss {history.losses[0]:.3f} → {history.losses[-1]:.3f} in {history.seconds:.0f} s")
-    save_adapters(model, given.adapters, family, EVERYWHERE)
+    save_adapters(model, given.adapters, family, lora)
     print(f"saved: python -m minillm.chat {given.model} --adapters {given.adapters}")
     if given.export or given.gguf:
         merge_for_good(model)

@@ -157,6 +157,16 @@ def published_tensors(update: Update) -> dict[str, Tensor]:
     return named
 
 
+def published_targets(model: Transformer, family: str) -> tuple[str, ...]:
+    """All that can be adapted in a block and be saved, for ``LoRA(targets=…)``.
+
+    Raises:
+        ValueError: an unknown family.
+    """
+    names = [name for name in published_parts(model, family) if name.startswith("blocks.")]
+    return tuple(dict.fromkeys(name.split(".", 2)[2] for name in names))
+
+
 def published_parts(model: Transformer, family: str) -> dict[str, str]:
     """What a family calls the parts that can be adapted: ours → theirs, without ".weight".
 

@@ -17,7 +17,7 @@ from minillm.data.bpe import GPT2_PATTERN
 from minillm.data.tokenizer import Tokenizer
 from minillm.infer.chat import find_template
 from minillm.model import hf
-from minillm.model.config import llama_config
+from minillm.model.config import gpt2_config, llama_config
 from minillm.model.transformer import Transformer
 from minillm.train.loop import accumulate_gradients, chunked_token_loss, token_loss
 
@@ -104,6 +104,23 @@ def test_what_is_cut_off_cannot_be_learned(tokenizer):
         finetune_model(tiny(tokenizer), tokenizer, CHATS, max_tokens=4, progress=False)
 
 
+def test_conversations_are_cut_to_what_the_model_can_read(tokenizer):
+    config = gpt2_config(tokenizer.vocab_size, d_model=16, n_layers=1, n_heads=2, max_length=32)
+    long = [("user", "What?"), ("assistant", "It is tea. " * 20)]
+    lora = LoRA(targets=("attention.q",))
+    settings = {"lora": lora, "steps": 2, "progress": False}
+    history = finetune_model(Transformer(config), tokenizer, [long], **settings)
+    assert len(history.losses) == 2
+
+
+def test_answering_does_not_end_training(tokenizer):
+    model = tiny(tokenizer)
+    for training in (True, False):
+        model.train(training)
+        finetune.answer(model, tokenizer, "What is it?")
+        assert model.training == training
+
+
 def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys, monkeypatch):
     arguments = [str(folder / name) for name in ("model", "chats.jsonl", "adapters")]
     options = ["--steps", "40", "--lr", "0.02", "--save-memory"]
@@ -125,6 +142,21 @@ def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys,
         monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n"))
         status = chat.main([str(folder / model), *extra, "--temperature", "0", "--device", "cpu"])
         assert (status, capsys.readouterr().out.strip()) == (0, "It is tea.")
+
+
+def test_other_families_adapt_what_they_have_names_for(folder, tokenizer, capsys, monkeypatch):
+    """GPT-2's files hold queries, keys and values in one matrix, and its MLP has no gate."""
+    config = gpt2_config(tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, max_length=128)
+    model = Transformer(config, torch.Generator().manual_seed(0))
+    hf.to_huggingface(model, folder / "gpt2", "gpt2", tokenizer)
+    paths = [str(folder / name) for name in ("gpt2", "chats.jsonl", "adapters")]
+    options = ["--steps", "40", "--lr", "0.02", "--device", "cpu"]
+    assert finetune.main([*paths, *options]) == 0
+    assert "after> It is tea." in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n"))
+    options = ["--adapters", paths[2], "--temperature", "0", "--device", "cpu"]
+    assert chat.main([paths[0], *options]) == 0
+    assert capsys.readouterr().out.strip() == "It is tea."
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,12 @@ def test_outliers_apart_repair_eight_bits(problem):
     torch.testing.assert_close(llm_int8(x, weight, threshold=0.0), truth)
 
 
+def test_a_channel_is_loud_if_any_token_reaches_the_threshold():
+    x = torch.tensor([[5.9, 0.0, -6.1, 1.0], [0.0, 6.0, 0.0, -3.0]])
+    assert outlier_channels(x).tolist() == [False, True, True, False]
+    assert outlier_channels(x, 3.0).tolist() == [True, True, True, True]
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_smoothing_changes_nothing_but_the_loudness(problem, alpha):
     weight, x = problem

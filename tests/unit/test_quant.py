@@ -11,6 +11,7 @@ from minillm.adapt.lora import LoRA, add_lora
 from minillm.adapt.lora_files import load_adapters, save_adapters
 from minillm.adapt.quant import (
     Format,
+    RoundedScales,
     dequantize,
     fp4_levels,
     levels,
@@ -123,6 +124,13 @@ def test_double_quantization_saves_three_eighths_of_a_bit():
     assert plain - double == pytest.approx(0.373, abs=0.001)
 
 
+def test_double_quantization_rounds_the_distance_from_the_mean():
+    """Scales are all positive: rounded around zero, half of the codes would be wasted."""
+    scales = 1 + 0.01 * torch.rand(3, 100, generator=torch.Generator().manual_seed(0))
+    off = (RoundedScales.of(scales).values() - scales).abs().max()
+    assert off <= 0.51 * (scales - scales.mean()).abs().max() / 127  # half a step
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 15), min_size=2, max_size=40))
 def test_packing_loses_nothing(numbers):
@@ -135,7 +143,10 @@ def test_a_group_of_zeros_stays_zero():
     weight = torch.zeros(2, 8)
     for format in FORMATS:
         if 8 % (format.group or 1) == 0:
-            assert torch.equal(dequantize(quantize(weight, format)), weight)
+            rounded = quantize(weight, format)
+            assert torch.equal(dequantize(rounded), weight)
+            codes = unpack(rounded.codes) if format.bits <= 4 else rounded.codes
+            assert levels(format)[codes.int()].abs().max() == 0  # no code of what is no number
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
