@@ -258,18 +258,24 @@ def z_loss(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def update_bias(layer: MoELayer, rate: float) -> None:
+def update_bias(layer: MoELayer, rate: float, counts: Tensor | None = None) -> None:
     """Make experts with more than their share a little harder to choose, the others easier.
 
     Call it after each optimiser step: balance without an auxiliary loss (Wang et al. 2024,
     algorithm 1).
+
+    Args:
+        counts: (E,) tokens that chose each expert; those of the last forward pass if None. A step
+            of several passes or processes has to add them up: see `train.balance`.
 
     Raises:
         ValueError: the layer has no balance bias, or no forward pass has happened yet.
     """
     if not layer.moe.balance_bias:
         raise ValueError("this layer has no router_bias: build it with MoE(balance_bias=True)")
-    if layer.routing is None:
+    if counts is None and layer.routing is None:
         raise ValueError("no tokens were routed yet: run a forward pass before update_bias")
-    counts = tokens_per_expert(layer.routing.chosen, layer.moe.n_experts).float()
+    if counts is None:
+        counts = tokens_per_expert(layer.routing.chosen, layer.moe.n_experts)
+    counts = counts.float()
     layer.router_bias += rate * (counts.mean() - counts).sign()

@@ -22,10 +22,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from minillm import command
 from minillm.data.streaming import StreamedBatches
 from minillm.model.transformer import Transformer
-from minillm.train.loop import History, TrainingDiverged, evaluate, train
-from minillm.train.parallel import full_weights, make_mesh, parallelize
+from minillm.train.balance import balanced
+from minillm.train.loop import History, evaluate, train
+from minillm.train.parallel import batch_mesh, blocks_of, full_weights, make_mesh, parallelize
 from minillm.train.recompute import checkpoint_blocks
 from minillm.train.run_config import Data, RunConfig, Validation, open_text, read_config
 from minillm.train.snapshots import Snapshots
@@ -34,25 +36,20 @@ from minillm.train.team import Team, loss_of
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m minillm.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.make_parser("minillm.train", __doc__)
     parser.add_argument("config", metavar="CONFIG.toml")
     parser.add_argument("changes", metavar="NAME=VALUE", nargs="*", help="instead of the file's")
-    given = parser.parse_args(arguments)
+    return command.run(work, parser.parse_args(arguments))
+
+
+def work(given: argparse.Namespace) -> None:
+    """Join the others, and train what the arguments say."""
+    config = read_config(given.config, given.changes)
+    device = join(config.device)
     try:
-        config = read_config(given.config, given.changes)
-        device = join(config.device)
-        try:
-            run(config, device)
-        finally:
-            dist.destroy_process_group()
-        return 0
-    except (ValueError, OSError, TrainingDiverged) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        run(config, device)
+    finally:
+        dist.destroy_process_group()
 
 
 def join(device: str) -> torch.device:
@@ -78,13 +75,21 @@ def meeting_place() -> dict[str, Any]:
 
     On one machine `torchrun` keeps its store when it starts processes anew (PyTorch 2.13), with the
     addresses of the dead ones in it. So each start has a corner of its own. Machines count their
-    starts each for itself (issue 135712): for several, have it make new stores instead, with
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment.
+    starts each for itself (issue 135712): with several, `torchrun` has to make new stores instead.
+
+    Raises:
+        ValueError: several machines, and `torchrun` was not told to.
     """
     if "RANK" not in os.environ:
         return {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    several = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
+    if several and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        raise ValueError(
+            "on several machines a killed process could not be started again: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of each torchrun"
+        )
     store, rank, n_processes = next(dist.rendezvous("env://"))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+    if not several and "GROUP_WORLD_SIZE" in os.environ:
         store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     return {"store": store, "rank": rank, "world_size": n_processes}
 
@@ -105,7 +110,7 @@ def run(config: RunConfig, device: torch.device) -> History:
         checkpoint_blocks(model)
     module = parallelize(model.to(device), team.mesh)
     if config.train.compile:
-        for block in model.blocks:
+        for block in blocks_of(module):
             block.compile()
     snapshots = Snapshots(config.folder / "snapshots")
     is_first = dist.get_rank() == 0
@@ -120,7 +125,7 @@ def run(config: RunConfig, device: torch.device) -> History:
         checkpoint=snapshots,
         team=team,
         progress=is_first,
-        **config.train.arguments(),
+        **arguments(config, team),
         **evaluation(config, team),
     )
     weights = full_weights(module)
@@ -147,6 +152,15 @@ def stream(config: RunConfig, source: Data | Validation, team: Team) -> Streamed
         column=data.column,
         mask_documents=data.mask_documents,
     )
+
+
+def arguments(config: RunConfig, team: Team) -> dict[str, Any]:
+    """The arguments for `train` that follow from [train]; routers count what the team sees."""
+    given = config.train.arguments()
+    if config.train.balance:
+        group = batch_mesh(team.mesh).get_group()
+        given["optimizer"] = balanced(given["optimizer"], config.train.balance, group)
+    return given
 
 
 def evaluation(config: RunConfig, team: Team) -> dict[str, Any]:

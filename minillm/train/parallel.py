@@ -123,7 +123,7 @@ def _shard(module: nn.Module, mesh: DeviceMesh) -> None:
     expert_mesh = mesh["data", "shard"] if has_copies else mesh["shard"]
     keep = isinstance(module, Stage)  # a stage uses its weights for every micro-batch
     dense = {"mesh": dense_mesh, "reshard_after_forward": not keep}
-    for block in _blocks(module):
+    for block in blocks_of(module):
         experts = getattr(block.mlp, "experts", None)
         if isinstance(experts, SharedOutExperts) and mesh["expert"].size() > 1:
             # Only processes with the same experts have something to gather and to average.
@@ -140,7 +140,8 @@ def plain(module: nn.Module) -> Transformer:
     return stage.model if isinstance(stage, Stage) else stage
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The blocks of `plain(module)`: in a pipeline those of this process's stage alone."""
     blocks = plain(module).blocks
     return list(blocks.values() if isinstance(blocks, nn.ModuleDict) else blocks)
 

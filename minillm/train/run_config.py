@@ -93,6 +93,8 @@ class Training:
 
     Attributes:
         optimizer: "adamw" or "muon".
+        balance: by how much a step moves the biases of a mixture's routers, as 0.001; needs
+            `moe.balance_bias`.
         guard: leave out gradient spikes (`SpikeGuard`).
         recompute: keep only each block's input for the backward pass (`checkpoint_blocks`).
         compile: let PyTorch compile the blocks; needs a C++ compiler.
@@ -105,6 +107,7 @@ class Training:
     accumulate: int = 1
     clip: float = 1.0
     optimizer: str = "adamw"
+    balance: float = 0.0
     precision: str = "fp32"
     guard: bool = False
     recompute: bool = False
@@ -186,7 +189,13 @@ class RunConfig:
         base = FAMILIES[family](self.data.text().vocab_size).to_dict()
         # What follows from other fields is worked out anew.
         follows = ("n_kv_heads", "head_dim", "d_ff", "qkv_bias", "norm_bias")
-        return ModelConfig.from_dict({**base, **dict.fromkeys(follows), **fields})
+        config = ModelConfig.from_dict({**base, **dict.fromkeys(follows), **fields})
+        if self.train.balance and not (config.moe and config.moe.balance_bias):
+            raise ValueError(
+                f"balance={self.train.balance} moves the biases of routers, and this model has "
+                "none: add moe = {balance_bias = true, …} to [model]"
+            )
+        return config
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:

@@ -84,7 +84,8 @@ class Snapshots:
             partial.mkdir(parents=True)
         _wait_for_all()
         with _quiet():
-            dcp.save({**_tensors(model, optimizer), **_leaves(rest)}, checkpoint_id=partial)
+            saved = _once(_tensors(model, optimizer), model)
+            dcp.save({**saved, **_leaves(rest)}, checkpoint_id=partial)
         if _is_first():
             shutil.rmtree(place, ignore_errors=True)
             os.replace(partial, place)
@@ -112,11 +113,16 @@ class Snapshots:
             ValueError: the snapshot is of another model.
         """
         place, state = _agreed(self.latest()), _tensors(model, optimizer)
+        saved = _once(state, model)
         try:
             with _quiet():
-                dcp.load(state, checkpoint_id=place)
+                dcp.load(saved, checkpoint_id=place)
         except (dcp.CheckpointException, RuntimeError, ValueError) as error:
             raise ValueError(f"{place} was written by a different model: {error}") from error
+        state = {
+            part: {name: saved[part][_saved_as(name, model)] for name in tensors}
+            for part, tensors in state.items()
+        }
         set_state_dict(
             plain(model),
             optimizer,
@@ -130,6 +136,21 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
     """Weights and the optimiser's memory of them, by the names of the weights."""
     weights, moments = get_state_dict(plain(model), optimizer, options=_BY_NAME)
     return {"model": weights, "optimizer": moments}
+
+
+def _once(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    return {
+        part: {_saved_as(name, model): value for name, value in tensors.items()}
+        for part, tensors in state.items()
+    }
+
+
+def _saved_as(name: str, model: nn.Module) -> str:
+    """Both ends of a pipeline have a copy of a matrix that they share: it gets one name."""
+    config = getattr(plain(model), "config", None)
+    if config is None or not config.tie_embeddings:
+        return name
+    return name.replace("unembed.weight", "embedding.weight")
 
 
 def _leaves(rest: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,16 @@ AT_FOUR = [Layout(**{way: 4}) for way in ("data", "shard", "tensor", "pipeline",
         "pipeline expert",
     )
 ]
+AT_EIGHT = [
+    Layout(**dict.fromkeys(three.split(), 2))
+    for three in (
+        "data tensor pipeline",
+        "shard tensor pipeline",
+        "data shard tensor",
+        "shard tensor expert",
+        "shard pipeline expert",
+    )
+]
 CLIP, RATE = 0.25, 0.1
 
 
@@ -65,6 +75,12 @@ def two():
 @pytest.fixture(scope="module")
 def four():
     with Processes(4) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def eight():
+    with Processes(8) as processes:
         yield processes
 
 
@@ -101,9 +117,10 @@ def alone(config: ModelConfig) -> dict:
 def together(layout: Layout, config: ModelConfig) -> dict:
     """What one of several processes sees of the step."""
     mesh = make_mesh(layout, "cpu")
-    model = parallelize(random_model(config), mesh)
-    names = list(plain(model).state_dict())
     rows = batch_mesh(mesh)
+    n_micro = min(2 * layout.pipeline, B // 2 // rows.size())
+    model = parallelize(random_model(config), mesh, n_micro)
+    names = list(plain(model).state_dict())
     held = sum(local(p).numel() for p in model.parameters())
     loss = torch.zeros(())
     for micro in zip(*(x.tensor_split(2) for x in random_rows()), strict=True):
@@ -169,7 +186,12 @@ def test_two_processes_compute_what_one_does(two, layout):
 
 @pytest.mark.parametrize("layout", AT_FOUR, ids=str)
 def test_four_processes_compute_what_one_does(four, layout):
-    check_layout(four, layout, ["moe"] if layout.expert > 1 else ["gpt2", "moe"])
+    check_layout(four, layout, ["moe"] if layout.expert > 1 else list(MODELS))
+
+
+@pytest.mark.parametrize("layout", AT_EIGHT, ids=str)
+def test_eight_processes_in_three_ways_at_once_compute_what_one_does(eight, layout):
+    check_layout(eight, layout, ["moe"] if layout.expert > 1 else ["gpt2", "moe"])
 
 
 def test_a_pipeline_takes_batches_of_every_shape_and_evaluates(two):

@@ -45,7 +45,7 @@ accumulate = 2
 clip = 0.5
 checkpoint_every = 4
 """
-EXPERTS = "model.moe={n_experts = 4, n_active = 2, d_expert = 16}"
+EXPERTS = "model.moe={n_experts = 4, n_active = 2, d_expert = 16, balance_bias = true}"
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +133,27 @@ def test_the_curve_does_not_depend_on_the_processes(processes, alone, tmp_path, 
 
 
 def test_packed_documents_and_experts_on_several_processes(processes, tmp_path):
-    changes = ("data.mask_documents=true", EXPERTS)
+    """The biases that balance the experts follow the tokens of all processes, in all passes."""
+    changes = ("data.mask_documents=true", EXPERTS, "train.balance=0.01")
     reference = launch(processes, 1, tmp_path / "one", *changes)
+    biases = [t for name, t in reference[1].state_dict().items() if "router_bias" in name]
+    assert len(biases) == 2 and all(bias.abs().max() > 0.01 for bias in biases)
     run = launch(processes, 4, tmp_path / "four", *changes, "parallel.expert=2")
     assert_same_run(run, reference)
+    changes = (EXPERTS, "train.balance=0.01")
+    reference = launch(processes, 1, tmp_path / "unpacked", *changes)
+    run = launch(processes, 2, tmp_path / "pipeline", *changes, "parallel.pipeline=2")
+    assert_same_run(run, reference)
+
+
+@pytest.mark.parametrize("table", ["shard = 1", "tensor = 2"])
+def test_muon_and_recomputing_on_several_processes(processes, tmp_path, table):
+    changes = ("train.optimizer='muon'", "train.recompute=true")
+    reference = launch(processes, 1, tmp_path / "one", *changes)
+    saved = tmp_path / "four"
+    assert_same_run(launch(processes, 4, saved, *changes, f"parallel.{table}"), reference)
+    shutil.rmtree(saved / "snapshots/step-00000008")
+    assert_same_run(launch(processes, 3, saved, *changes), reference)
 
 
 @pytest.mark.parametrize("way", ["shard", "tensor", "pipeline"])
@@ -157,6 +174,18 @@ def test_saved_by_four_it_goes_on_with_one_two_and_three(processes, alone, tmp_p
         assert_same_run(launch(processes, n, folder), alone)
         after = [(file.name, file.stat().st_mtime_ns) for file in sorted(marker.iterdir())]
         assert before == after  # it did go on from there, and wrote only what comes later
+
+
+def test_a_pipeline_whose_ends_share_a_matrix_changes_its_layout(processes, tmp_path):
+    """Both ends have a copy of it, and moments of their own, where one process has one."""
+    tied = "model.tie_embeddings=true"
+    alone = launch(processes, 1, tmp_path / "alone", tied)
+    for before, after in ((4, 2), (1, 4), (4, 1)):
+        folder = tmp_path / f"{before} to {after}"
+        way = {1: (), 2: ("parallel.shard=2",), 4: ("parallel.pipeline=2",)}
+        launch(processes, before, folder, tied, *way[before])
+        shutil.rmtree(folder / "snapshots/step-00000008")
+        assert_same_run(launch(processes, after, folder, tied, *way[after]), alone)
 
 
 def test_a_finished_run_and_runs_that_do_not_fit(processes, tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from minillm.data import stories
 from minillm.model.config import MoE, gpt2_config, llama_config
+from minillm.train.__main__ import meeting_place
 from minillm.train.layout import Layout
 from minillm.train.run_config import Parallel, open_text, read_config
 
@@ -113,3 +114,18 @@ def test_refuses(read, change, words):
 def test_a_file_that_lacks_a_table(read):
     with pytest.raises(ValueError, match=r"lacks \['train'\]"):
         read(text=FILE.split("[train]")[0])
+
+
+def test_biases_are_balanced_only_where_there_are_some(read):
+    experts = "model.moe={n_experts=4, n_active=2, d_expert=8, balance_bias=true}"
+    assert read("train.balance=0.001", experts).model_config().moe.balance_bias
+    with pytest.raises(ValueError, match="balance_bias = true"):
+        read("train.balance=0.001").model_config()
+
+
+def test_several_machines_are_told_what_a_restart_needs(monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "16"), ("GROUP_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
+    with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        meeting_place()
