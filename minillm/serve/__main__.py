@@ -9,7 +9,8 @@
 
 MODEL is "smollm2", a folder in Hugging Face's layout, a .gguf file, or a name on the hub.
 Requests share one batch; those that find no room wait, and when too many wait the server says so
-(status 429). Ctrl-C ends it.
+(status 429). Prompts are read one at a time, each in one pass; the others wait for its length.
+Ctrl-C ends it.
 """
 
 import argparse

@@ -216,7 +216,7 @@ def test_a_closed_worker_takes_no_request():
     worker = Worker(Scheduler(MODEL, n_blocks=16))
     worker.close()
     with pytest.raises(WorkerStopped, match="closing"):
-        asyncio.run(worker.submit(request([1, 2])))
+        asyncio.run(asyncio.wait_for(worker.submit(request([1, 2])), timeout=9))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def test_a_stop_is_found_wherever_it_is_cut_and_never_given_out(cut):
 def test_what_only_looked_like_a_stop_is_given_out():
     assert "".join(text_of([b"S", b"T", b"A", b"ST"], ("STOP",))[0]) == "STAST"
     assert "".join(text_of([b"aaaab"], ("aab",))[0]) == "aa"
+    assert "".join(text_of([b"aa", b"b"], ("aab",))[0]) == ""
 
 
 def test_an_id_that_the_tokenizer_does_not_name_is_an_unknown_character():

@@ -162,39 +162,14 @@ def _enter(student: Callable) -> Callable:
 
 def three_metrics(student: Callable, *, seed: int = 0) -> None:
     """Ragged rows, one of them all right and one of them empty."""
-    random = torch.Generator().manual_seed(seed)
-    B, T, V = 6, 5, 7
-    logits = torch.randn(B, T, V, generator=random)
-    best = logits.argmax(-1)
-    right = torch.rand(B, T, generator=random) < 0.5
-    right[:2] = True
-    right[2:4, 1] = False
-    targets = torch.where(right, best, (best + 1) % V)
-    lengths = torch.tensor([5, 3, 4, 2, 0, 3])
-    counted = torch.arange(T) < lengths[:, None]
-    targets = targets.masked_fill(~counted, IGNORE)
+    logits, targets, counted = _ragged_answers(seed)
     answer = student(logits, targets)
     assert_type(answer, tuple, "your result")
     for number, name in zip(answer, ("loss", "accuracy", "exact"), strict=True):
         assert_type(number, float, f"your {name}")
-    every_row = [(logits[b, :n], targets[b, :n]) for b, n in enumerate(lengths.tolist()) if n]
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE).item()
-    by_row = sum(F.cross_entropy(*row).item() for row in every_row) / len(every_row)
-    assert_close(
-        answer[0],
-        loss,
-        name="your loss",
-        mistakes={
-            "your loss is an average of rows; short rows weigh too much": by_row,
-            "your loss is in bits; use nats": loss / math.log(2),
-            "your loss is a sum; divide by the counted tokens": loss * counted.sum().item(),
-            "your loss is divided by all tokens, counted or not": (
-                loss * counted.sum().item() / targets.numel()
-            ),
-        },
-    )
-    hits = best == targets
-    row_share = [(row.argmax(-1) == t).float().mean().item() for row, t in every_row]
+    _check_loss(answer[0], logits, targets, counted)
+    hits = logits.argmax(-1) == targets
+    shares = [row[c].float().mean().item() for row, c in zip(hits, counted, strict=True) if c.any()]
     assert_close(
         answer[1],
         hits[counted].float().mean().item(),
@@ -202,14 +177,53 @@ def three_metrics(student: Callable, *, seed: int = 0) -> None:
         mistakes={
             "targets of −100 count as mistakes in your accuracy": hits.float().mean().item(),
             "your accuracy is an average of rows; take all counted tokens together": (
-                sum(row_share) / len(row_share)
+                sum(shares) / len(shares)
             ),
         },
     )
-    whole = (hits | ~counted).all(1)
-    exact = sum(share == 1 for share in row_share) / len(row_share)
+    _check_exact(answer[2], hits, counted, shares, accuracy=answer[1])
+    refuses(student, logits, torch.full_like(targets, IGNORE), words="targets")
+
+
+def _ragged_answers(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B, T, V), targets (B, T) and which of them count (B, T)."""
+    random = torch.Generator().manual_seed(seed)
+    B, T, V = 6, 5, 7
+    logits = torch.randn(B, T, V, generator=random)
+    best = logits.argmax(-1)
+    right = torch.rand(B, T, generator=random) < 0.5
+    right[:2] = True
+    right[2:4, 1] = False
+    counted = torch.arange(T) < torch.tensor([5, 3, 4, 2, 0, 3])[:, None]
+    targets = torch.where(right, best, (best + 1) % V).masked_fill(~counted, IGNORE)
+    return logits, targets, counted
+
+
+def _check_loss(answer: float, logits: Tensor, targets: Tensor, counted: Tensor) -> None:
+    rows = [(logits[b, c], targets[b, c]) for b, c in enumerate(counted) if c.any()]
+    n = counted.sum().item()
+    loss = F.cross_entropy(logits[counted], targets[counted]).item()
+    by_row = sum(F.cross_entropy(*row).item() for row in rows) / len(rows)
     assert_close(
-        answer[2],
+        answer,
+        loss,
+        name="your loss",
+        mistakes={
+            "your loss is an average of rows; short rows weigh too much": by_row,
+            "your loss is in bits; use nats": loss / math.log(2),
+            "your loss is a sum; divide by the counted tokens": loss * n,
+            "your loss is divided by all tokens, counted or not": loss * n / targets.numel(),
+        },
+    )
+
+
+def _check_exact(
+    answer: float, hits: Tensor, counted: Tensor, shares: list[float], accuracy: float
+) -> None:
+    """`shares`: of right tokens in each row that has a counted one."""
+    exact = sum(share == 1 for share in shares) / len(shares)
+    assert_close(
+        answer,
         exact,
         name="your exact",
         mistakes={
@@ -220,18 +234,17 @@ def three_metrics(student: Callable, *, seed: int = 0) -> None:
                 hits.all(1).float().mean().item()
             ),
             "a row without a counted token is left out; yours counts it as right": (
-                whole.float().mean().item()
+                (hits | ~counted).all(1).float().mean().item()
             ),
-            "your exact is the accuracy; all tokens of a row must be right": answer[1],
+            "your exact is the accuracy; all tokens of a row must be right": accuracy,
             "one right token makes your row exact; all must be right": (
-                sum(share > 0 for share in row_share) / len(row_share)
+                sum(share > 0 for share in shares) / len(shares)
             ),
             "a row without a counted token is left out; yours counts it as wrong": (
-                exact * len(row_share) / B
+                exact * len(shares) / len(hits)
             ),
         },
     )
-    refuses(student, logits, torch.full((B, T), IGNORE), words="targets")
 
 
 def fixed_accuracy(student: Callable, *, seed: int = 0) -> None:
