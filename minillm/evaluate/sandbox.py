@@ -5,8 +5,9 @@
     passes("def double(x): return 2 * x", "double", [([3], 6)])     -> [True]
 
 A program runs in a process of its own, with an empty environment, no open files but its three
-channels, bounded time, memory and output, and a kernel filter that leaves it only the system
-calls of a pure computation (`sandbox_child.py`): no files, network, processes or signals.
+channels, bounded time, memory and output, none of an administrator's powers, and a kernel filter
+that leaves it only the system calls of a pure computation (`sandbox_child.py`): no files, network,
+processes or signals.
 
 Two rules keep it from scoring without solving. The expected answers never enter its process:
 it hands back values, as JSON, and they are compared out here. And how it ended proves nothing:
@@ -76,7 +77,8 @@ class Run:
 
     `status`: "ok" (it ended by itself, with exit status 0), "error" (an exception, or another
     exit status), "time", "memory" or "output" (it met that limit), "crashed" (killed by a signal
-    of its own making, such as a segmentation fault). Evidence of nothing but that.
+    of its own making, such as a segmentation fault). Evidence of nothing but that; a program can
+    also leave with the exit status that stands for "memory".
     """
 
     status: str
