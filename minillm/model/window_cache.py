@@ -51,8 +51,8 @@ class WindowCache(KVCache):
                 f"the cache was built for {self.limit} tokens a row and {self.dropped + reach} are "
                 "needed; build it with a larger max_length"
             )
-        missing = reach - self.max_length
-        if missing > 0:
+        if reach > self.max_length:
+            missing = max(reach, 2 * self.window) - self.max_length
             self.keys, self.values = (
                 torch.cat((room, room.new_zeros(*room.shape[:3], missing, room.shape[4])), dim=3)
                 for room in (self.keys, self.values)
@@ -69,10 +69,8 @@ class WindowCache(KVCache):
         unseen = min(self._lengths) - (self.window - 1)  # the next token sees itself and the rest
         if unseen < self.window:
             return
-        end = max(max(self._lengths), unseen + 2 * self.window)
-        self.keys, self.values = (
-            room[:, :, :, unseen:end].clone() for room in (self.keys, self.values)
-        )
+        held = slice(unseen, max(self._lengths))
+        self.keys, self.values = (room[:, :, :, held].clone() for room in (self.keys, self.values))
         self._lengths = [length - unseen for length in self._lengths]
         self.dropped += unseen
 
