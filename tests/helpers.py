@@ -3,6 +3,16 @@
 import torch
 from torch import nn
 
+from minillm.data.bpe import GPT2_PATTERN, GPT4_PATTERN, QWEN_PATTERN, SMOLLM_PATTERN
+
+PATTERNS = {  # how tokenizers cut texts into pieces
+    "gpt2": GPT2_PATTERN,
+    "gpt4": GPT4_PATTERN,
+    "qwen": QWEN_PATTERN,
+    "smollm": SMOLLM_PATTERN,
+    "gaps": r"[a-z]+",
+}
+
 
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -3,22 +3,14 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from peft_bases import GPT2, LLAMA
+from transformers import AutoModelForCausalLM
 
 from minillm.adapt.lora import LoRA, add_lora
 from minillm.adapt.lora_files import load_adapters, named_updates, published_parts, save_adapters
 from minillm.adapt.wrap import merge, trainable, unmerge
 from minillm.model import hf
 
-SIZES = {"vocab_size": 50, "bos_token_id": None, "eos_token_id": None}
-LLAMA = LlamaConfig(
-    hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=32, **SIZES,
-)  # fmt: skip
-GPT2 = GPT2Config(
-    n_embd=24, n_layer=2, n_head=3, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-    **SIZES,
-)  # fmt: skip
 LLAMA_TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 CASES = [
     ("llama", LLAMA, {"target_modules": LLAMA_TARGETS}),

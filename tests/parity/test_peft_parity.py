@@ -3,7 +3,8 @@
 import pytest
 import torch
 from peft import AdaLoraConfig, IA3Config, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from peft_bases import GPT2, LLAMA
+from transformers import AutoModelForCausalLM
 
 from minillm.adapt.adapters import add_ia3
 from minillm.adapt.lora import LoRA, named_updates
@@ -13,15 +14,6 @@ from minillm.adapt.ranks import Importance, add_adalora, keep_directions, orthog
 from minillm.adapt.wrap import merge, trainable
 from minillm.model import hf
 
-SIZES = {"vocab_size": 50, "bos_token_id": None, "eos_token_id": None}
-LLAMA = LlamaConfig(
-    hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=32, **SIZES,
-)  # fmt: skip
-GPT2 = GPT2Config(
-    n_embd=24, n_layer=2, n_head=3, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-    **SIZES,
-)  # fmt: skip
 CONFIGS = {"llama": LLAMA, "gpt2": GPT2}
 P = 5
 

@@ -5,16 +5,13 @@ import json
 import pytest
 import tiktoken
 import tokenizers
+from helpers import PATTERNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers, trainers
 
 from minillm.data import assets
 from minillm.data.bpe import (
-    GPT2_PATTERN,
-    GPT4_PATTERN,
-    QWEN_PATTERN,
-    SMOLLM_PATTERN,
     merge_piece,
     stages,
 )
@@ -22,13 +19,6 @@ from minillm.data.tokenizer import Tokenizer
 from minillm.data.tokenizer_files import to_chars
 from minillm.model.gguf import GGUF
 
-PATTERNS = {
-    "gpt2": GPT2_PATTERN,
-    "gpt4": GPT4_PATTERN,
-    "qwen": QWEN_PATTERN,
-    "smollm": SMOLLM_PATTERN,
-    "gaps": r"[a-z]+",
-}
 unhurried = settings(deadline=None, max_examples=60)  # a busy machine is no failure
 SPECIAL = ("<|endoftext|>", "<|end|>")
 CORPUS = [

@@ -7,11 +7,12 @@ import tracemalloc
 from itertools import pairwise
 
 import pytest
+from helpers import PATTERNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.data import bpe
-from minillm.data.bpe import GPT2_PATTERN, GPT4_PATTERN, QWEN_PATTERN, SMOLLM_PATTERN
+from minillm.data.bpe import GPT2_PATTERN, GPT4_PATTERN, SMOLLM_PATTERN
 from minillm.data.tokenizer import Tokenizer
 from minillm.data.tokenizer_files import from_chars, to_chars
 
@@ -22,13 +23,6 @@ TEXT = """It's a small town, isn't it? 12345 people live there; 987 of them sing
 这座城市的人们在星期日唱歌，唱得很大声。城市很小，人们很快乐。 naïve café ☕
 👩‍👩‍👧 <|endoftext|> end"""
 SPECIAL = ("<|endoftext|>", "<|end|>")
-PATTERNS = {
-    "gpt2": GPT2_PATTERN,
-    "gpt4": GPT4_PATTERN,
-    "qwen": QWEN_PATTERN,
-    "smollm": SMOLLM_PATTERN,
-    "gaps": r"[a-z]+",
-}
 TRAINED = {
     name: Tokenizer.train([TEXT] * 3, 420, SPECIAL, pattern=pattern, name=name)
     for name, pattern in PATTERNS.items()
