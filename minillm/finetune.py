@@ -27,7 +27,7 @@ from minillm.adapt.lora_files import published_targets, save_adapters
 from minillm.adapt.quant_model import dequantize_linears, packed_smollm2
 from minillm.adapt.sft import read_chats
 from minillm.adapt.wrap import merge, remove_adapters
-from minillm.infer.chat import Chat
+from minillm.infer.chat import Chat, find_template
 from minillm.infer.sampling import Sampler
 from minillm.model import hf
 from minillm.model.transformer import Transformer
@@ -111,11 +111,12 @@ def finetune_files(given: argparse.Namespace) -> None:
     print(f"saved: python -m minillm.chat {given.model} --adapters {given.adapters}")
     if given.export or given.gguf:
         merge_for_good(model)
+    template = find_template(tokenizer).jinja()
     if given.export:
-        hf.to_huggingface(model, given.export, family, tokenizer)
+        hf.to_huggingface(model, given.export, family, tokenizer, chat_template=template)
         print(f"merged: python -m minillm.chat {given.export}")
     if given.gguf:
-        save_gguf(model, given.gguf, tokenizer)
+        save_gguf(model, given.gguf, tokenizer, chat_template=template)
         print(f"8 bits: python -m minillm.chat {given.gguf}")
 
 

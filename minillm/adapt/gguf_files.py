@@ -32,7 +32,13 @@ F32, Q4_1, Q8_0 = 0, 3, 8  # GGUF's numbers of the storage types written here
 ALIGNMENT = 32
 
 
-def save_gguf(model: Transformer, path: str | Path, tokenizer: Tokenizer, bits: int = 8) -> None:
+def save_gguf(
+    model: Transformer,
+    path: str | Path,
+    tokenizer: Tokenizer,
+    bits: int = 8,
+    chat_template: str | None = None,
+) -> None:
     """Write a Llama-family model and its tokenizer into one file, whole or not at all.
 
     `hf.from_pretrained` reads it back, and `packed_gguf` what is in 4 bits without unpacking.
@@ -42,6 +48,7 @@ def save_gguf(model: Transformer, path: str | Path, tokenizer: Tokenizer, bits: 
         bits: of the matrices, 8 or 4. A fine-tuned model whose base came in 4 bits needs 8: what
             adapters learn lies between the levels, and rounding to the same 4 bits again takes
             nearly all of it away.
+        chat_template: how programs that chat write a conversation (`Template.jinja`).
 
     Raises:
         ValueError: other bits, a model that the file cannot express, a row that is no multiple of
@@ -51,6 +58,8 @@ def save_gguf(model: Transformer, path: str | Path, tokenizer: Tokenizer, bits: 
         raise ValueError(f"bits={bits}: expected 4 or 8")
     path = Path(path)
     about = llama_metadata(model.config) | gguf_metadata(tokenizer, model.config.vocab_size)
+    if chat_template is not None:
+        about["tokenizer.chat_template"] = chat_template
     tensors = [(name, *encode(name, w, bits)) for name, w in gguf_tensors(model).items()]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -71,6 +71,18 @@ class Template:
         """Token ids of one whole turn."""
         return self._encode(tokenizer, self.turn, role, content)
 
+    def jinja(self) -> str:
+        """The same in the language that other programs read, to be exported with a model."""
+        opening, _, closing = self.turn.partition("{content}")
+        before, _, after = opening.partition("{role}")  # no role in plain text
+        first = f"{before!r} + message['role'] + {after!r} + " if after else ""
+        return (
+            f"{{{{ {self.start!r} }}}}{{% for message in messages %}}"
+            f"{{{{ {first}message['content'] + {closing!r} }}}}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{{{{ {opening.format(role='assistant')!r} }}}}"
+            "{% endif %}"
+        )
+
     def opening(self, tokenizer: Tokenizer, role: str) -> list[int]:
         """Token ids of a turn up to its content."""
         return self._encode(tokenizer, self.turn.partition("{content}")[0], role)

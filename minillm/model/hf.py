@@ -222,6 +222,7 @@ def to_huggingface(
     family: str,
     tokenizer: Tokenizer | None = None,
     shard_bytes: int = SHARD_BYTES,
+    chat_template: str | None = None,
 ) -> None:
     """Write a folder that `transformers`, vLLM and `from_huggingface` read.
 
@@ -229,6 +230,7 @@ def to_huggingface(
         folder: must not exist, or be empty. It appears complete or not at all.
         family: a key of ``FAMILIES``.
         shard_bytes: a file never holds more, unless a single tensor does.
+        chat_template: goes with the tokenizer, for programs that chat (`Template.jinja`).
 
     Raises:
         ValueError: an unknown family, or one that cannot express this model.
@@ -248,7 +250,7 @@ def to_huggingface(
     temporary.mkdir(parents=True)
     try:
         if tokenizer is not None:
-            fields |= _write_tokenizer(temporary, tokenizer)
+            fields |= _write_tokenizer(temporary, tokenizer, chat_template)
         write_json(temporary / "config.json", fields)
         write_shards(temporary, tensors, shard_bytes)
         if folder.exists():
@@ -258,13 +260,15 @@ def to_huggingface(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict:
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, chat_template: str | None) -> dict:
     """Write the tokenizer, and say in both files which token ends a text; → for ``config.json``."""
     tokenizer.save(folder / "tokenizer.json")
     settings, fields = {"tokenizer_class": "PreTrainedTokenizerFast"}, {}
     with suppress(ValueError):  # a tokenizer may have no such token
         fields["eos_token_id"] = tokenizer.end_of_text
         settings["eos_token"] = tokenizer.token_bytes(tokenizer.end_of_text).decode()
+    if chat_template is not None:
+        settings["chat_template"] = chat_template
     write_json(folder / "tokenizer_config.json", settings)
     return fields
 

@@ -4,12 +4,16 @@ The reference runs the template program that the model's authors published; ours
 """
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from minillm.data import assets
+from minillm.data.bpe import GPT2_PATTERN
 from minillm.data.tokenizer import Tokenizer
-from minillm.infer.chat import CHATML, LLAMA3, PHI4, SMOLLM2_SYSTEM
+from minillm.infer.chat import CHATML, LLAMA3, PHI4, SMOLLM2_SYSTEM, TEMPLATES
+from minillm.model import hf
+from minillm.model.config import llama_config
 from minillm.model.gguf import GGUF
+from minillm.model.transformer import Transformer
 
 # As published in tokenizer_config.json of Meta-Llama-3-8B-Instruct and of phi-4.
 PUBLISHED = {
@@ -72,3 +76,19 @@ def test_llama_3_and_phi_4(tmp_path, template, answer):
     messages = [(role, content.strip()) for role, content in (INSTRUCTIONS, *TALK)]
     expected = reference(tokenizer, tmp_path, PUBLISHED[template], messages, answer)
     assert template.encode(tokenizer, messages, answer) == expected
+
+
+@pytest.mark.parametrize("answer", [True, False])
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
+def test_exported_models_bring_their_template(tmp_path, template, answer):
+    """As `transformers` finds it in the folder, the template writes what ours writes."""
+    specials = ("<|endoftext|>", *dict.fromkeys(template.markers))
+    tokenizer = Tokenizer.train(["Paris"], 270, special_tokens=specials, pattern=GPT2_PATTERN)
+    config = llama_config(tokenizer.vocab_size, d_model=8, n_layers=1, n_heads=2, d_ff=8)
+    given = {"tokenizer": tokenizer, "chat_template": template.jinja()}
+    hf.to_huggingface(Transformer(config), tmp_path / "model", "llama", **given)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
+    talk = [INSTRUCTIONS, *TALK, ("assistant", "{{ 1 + 1 }} {% if %}")]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=answer, return_dict=False)
+    assert ids == template.encode(tokenizer, talk, answer=answer)

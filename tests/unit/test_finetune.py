@@ -15,9 +15,10 @@ from minillm.adapt.sft import Example, encode_chat, pack, pad
 from minillm.adapt.wrap import merge, trainable
 from minillm.data.bpe import GPT2_PATTERN
 from minillm.data.tokenizer import Tokenizer
-from minillm.infer.chat import find_template
+from minillm.infer.chat import CHATML, find_template
 from minillm.model import hf
 from minillm.model.config import gpt2_config, llama_config
+from minillm.model.gguf import GGUF
 from minillm.model.transformer import Transformer
 from minillm.train.loop import accumulate_gradients, chunked_token_loss, token_loss
 
@@ -136,6 +137,12 @@ def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys,
     tokens = torch.tensor([[1, 2, 3]])
     merged = hf.from_huggingface(folder / "merged")
     torch.testing.assert_close(merged(tokens), adapted(tokens), rtol=1e-4, atol=1e-5)
+
+    for about, name in (
+        (json.loads((folder / "merged/tokenizer_config.json").read_text()), "chat_template"),
+        (GGUF(folder / "mine.gguf").metadata, "tokenizer.chat_template"),
+    ):
+        assert about[name] == CHATML.jinja()
 
     adapters = ["--adapters", str(folder / "adapters")]
     for model, extra in (("model", adapters), ("merged", []), ("mine.gguf", [])):
