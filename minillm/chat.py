@@ -72,7 +72,8 @@ def _start(given: argparse.Namespace) -> Chat:
         load_adapters(model, given.adapters, hf.family_of(given.model))
         merge(model)
     system = given.system
-    if system is None and given.model == "smollm2":
+    # Adapters have learned conversations as they stand in a file, without these.
+    if system is None and given.model == "smollm2" and not given.adapters:
         system = SMOLLM2_SYSTEM
     return Chat(
         model.to(device),

@@ -151,6 +151,19 @@ def test_the_command_trains_saves_merges_and_the_chat_reads_both(folder, capsys,
         assert (status, capsys.readouterr().out.strip()) == (0, "It is tea.")
 
 
+def test_adapters_are_chatted_with_as_they_learned(folder, tokenizer, monkeypatch):
+    """SmolLM2 expects instructions in front; what it learned here stood without any."""
+    first_turns = {}
+    monkeypatch.setattr(hf, "from_pretrained", lambda _: (tiny(tokenizer), tokenizer))
+    monkeypatch.setattr(chat, "load_adapters", lambda *_: None)
+    for adapters in (None, "mine"):
+        given = ["smollm2", *(["--adapters", adapters] if adapters else [])]
+        started = chat._start(chat._parser().parse_args([*given, "--device", "cpu"]))
+        first_turns[adapters] = tokenizer.decode(started.tokens)
+    assert "You are a helpful AI assistant" in first_turns[None]
+    assert first_turns["mine"] == ""
+
+
 def test_other_families_adapt_what_they_have_names_for(folder, tokenizer, capsys, monkeypatch):
     """GPT-2's files hold queries, keys and values in one matrix, and its MLP has no gate."""
     config = gpt2_config(tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, max_length=128)
