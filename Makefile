@@ -21,7 +21,7 @@ test: .venv/.developer  ## prove it: lint, unit, parity, exercises, distributed,
 	$(BIN)/pytest tests/notebooks tests/browser
 
 lab: .venv/.learner  ## open the course in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 bench: .venv/.developer  ## compare speed with well-known libraries, side by side
 	$(BIN)/python tests/bench
