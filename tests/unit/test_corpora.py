@@ -61,6 +61,17 @@ def test_countries():
     assert len(rows) == len(corpora.countries()) > 200
 
 
+def test_country_records():
+    parts = corpora.country_records()
+    assert_no_leak(parts, "name")
+    assert_shares(parts)
+    texts = {row["name"]: row["text"] for part in parts.values() for row in part}
+    assert texts.keys() >= set(corpora.countries()["name"])
+    cameroon = texts["Cameroon"]
+    assert '"alpha2": "CM"' in cameroon and '".cm"' in cameroon  # the code comes back
+    assert not any("geoJSON" in text for text in texts.values())
+
+
 def test_the_split_does_not_depend_on_order_and_drops_copies():
     rows = [{"key": f"k{i}", "text": f"text {i}"} for i in range(400)]
     copies = [
