@@ -45,6 +45,10 @@ LLAMA_3 = {
 }  # fmt: skip
 # Name: (number of weights, config.json)
 PUBLISHED = {
+    "GPT-1": (116534784, {
+        "model_type": "openai-gpt", "vocab_size": 40478, "n_embd": 768, "n_layer": 12,
+        "n_head": 12, "n_positions": 512, "n_ctx": 512, "layer_norm_epsilon": 1e-5, "afn": "gelu",
+    }),
     "Llama-3.1-8B": (8030261248, sizes(
         "llama", 128256, 4096, 14336, 32, 32, 8, 131072, rope_theta=5e5, rope_scaling=LLAMA_3,
         attention_bias=False, mlp_bias=False, pretraining_tp=1,

@@ -23,7 +23,8 @@ GPT = [
     Entry(
         "GPT-1", "OpenAI", "2018-06",
         gpt(768, 12, 12, vocab_size=40478, max_length=512, norm_place="post"),
-        "117M", "Radford et al. 2019, §2.3 and Table 2, first row", OPEN,
+        "116,534,784", "released weights openai-community; Radford et al. 2019, Table 2 (117M)",
+        OPEN,
     ),
     *(
         Entry(

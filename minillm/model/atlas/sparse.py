@@ -70,7 +70,7 @@ ENTRIES = [
             attention_softcap=30.0, tie_embeddings=True, embedding_scale=6144**0.5,
             logit_scale=3**-0.5, moe=MoE(8, 2, 32768),
         ),
-        "314B", "xai-org/grok-1, README and run.py", OPEN,
+        "315,684,820,992", "xai-org/grok-1: tensors of the checkpoint, run.py; README: 314B", OPEN,
         note="No active count is printed, only that 25% of the weights are active: that is the "
         "share 2/8 of the experts, not of all weights.",
     ),
@@ -91,7 +91,7 @@ ENTRIES = [
             rope=Rope(base=1_000_000.0),
             moe=MoE(64, 8, 2560, d_shared=20480, shared_gate=True, renormalize=False),
         ),
-        "57B", "model card Qwen/Qwen2-57B-A14B; Yang et al. 2024, Table 1", OPEN,
+        "57,408,658,944", "model card Qwen/Qwen2-57B-A14B; Yang et al. 2024, Table 1", OPEN,
         published_active="14B", tokens=4.5e12,
     ),
     Entry(

@@ -89,7 +89,8 @@ ENTRIES = [
     *(
         Entry(name, "TII", "2023-11", config, published,
               "Almazrouei et al. 2023, Table 15; model cards tiiuae/falcon", licence,
-              tokens=tokens)
+              tokens=tokens, note="The files hold the output matrix too, V × C numbers more; it is "
+              "the embedding again.")
         for name, config, published, tokens, licence in (
             ("Falcon-7B", falcon((32, 4544, 71, 1), residual="parallel_one_norm"),
              "6,921,720,704", 1.5e12, OPEN),
