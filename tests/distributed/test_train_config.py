@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,32 +20,14 @@ from minillm.model.transformer import Transformer
 from minillm.train.loop import accumulate_gradients
 from minillm.train.processes import Processes
 
-CONFIG = """
-seed = 3
-device = "cpu"
-[model]
-d_model = 24
-n_layers = 2
-n_heads = 4
-max_length = 16
-[data]
-stories = {n = 2000, seed = 0}
-tokenizer = "stories"
-block_size = 12
-batch_size = 24
-streams = 12
-window = 7
-[validation]
-stories = {n = 500, seed = 1}
-batches = 2
-every = 4
-[train]
-steps = 8
-lr = 0.01
-accumulate = 2
-clip = 0.5
-checkpoint_every = 4
-"""
+EXAMPLE = Path(__file__).parents[2] / "docs/train/stories.toml"
+TINY = (
+    "seed=3", "device='cpu'", "model.d_model=24", "model.n_layers=2", "model.max_length=16",
+    "data.stories.n=2000", "data.block_size=12", "data.batch_size=24", "data.streams=12",
+    "data.window=7", "validation.stories.n=500", "validation.batches=2", "validation.every=4",
+    "train.steps=8", "train.lr=0.01", "train.accumulate=2", "train.clip=0.5",
+    "train.checkpoint_every=4",
+)  # fmt: skip
 EXPERTS = "model.moe={n_experts = 4, n_active = 2, d_expert = 16, balance_bias = true}"
 
 
@@ -81,10 +64,8 @@ def play(n, port, arguments):
 
 def attempt(processes, n, folder, *changes):
     """Run the command in `n` processes: (exit status, what it said on stderr) of each."""
-    folder.mkdir(exist_ok=True)
-    config = folder / "config.toml"
-    config.write_text(CONFIG)
-    return processes.run(play, n, free_port(), [str(config), f"folder='{folder}'", *changes])
+    arguments = [str(EXAMPLE), *TINY, f"folder='{folder}'", *changes]
+    return processes.run(play, n, free_port(), arguments)
 
 
 def launch(processes, n, folder, *changes):
