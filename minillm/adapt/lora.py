@@ -57,28 +57,45 @@ class LoRA:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
-class Update(nn.Module):
-    """s · B A for ``n_rows`` rows of a matrix with C columns; ``lengths`` are DoRA's m."""
+class LowRank(nn.Module):
+    """s · B A, for whatever B and A are made of."""
 
-    def __init__(self, weight: Tensor, lora: LoRA, generator: torch.Generator | None):
-        super().__init__()
-        n_rows, n_columns = weight.shape
-        # A as nn.Linear starts; drawn on the CPU, so that a seed means the same everywhere.
-        bound = 1 / math.sqrt(n_columns)
-        a = (2 * torch.rand(lora.rank, n_columns, generator=generator) - 1) * bound
-        self.a = nn.Parameter(a.to(weight))
-        self.b = nn.Parameter(weight.new_zeros(n_rows, lora.rank))
-        self.scale = lora.scale
-        if lora.dora:
-            self.lengths = nn.Parameter(weight.detach().norm(dim=1))
+    scale: float
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, C) and B (D, r)."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, D): what is added to the layer's output."""
-        return F.linear(F.linear(x, self.a), self.b) * self.scale
+        a, b = self.factors()
+        return F.linear(F.linear(x, a), b) * self.scale
 
     def delta(self) -> Tensor:
         """The update as a matrix (D, C)."""
-        return self.scale * self.b @ self.a
+        a, b = self.factors()
+        return self.scale * b @ a
+
+
+class Update(LowRank):
+    """LoRA's learned A and B for some rows of a matrix; ``lengths`` are DoRA's m.
+
+    Args:
+        like: (D, C), of the type and on the device of the update.
+    """
+
+    def __init__(self, like: Tensor, lora: LoRA, generator: torch.Generator | None):
+        super().__init__()
+        n_rows, n_columns = like.shape
+        # A as nn.Linear starts; drawn on the CPU, so that a seed means the same everywhere.
+        bound = 1 / math.sqrt(n_columns)
+        a = (2 * torch.rand(lora.rank, n_columns, generator=generator) - 1) * bound
+        self.a = nn.Parameter(a.to(like))
+        self.b = nn.Parameter(like.new_zeros(n_rows, lora.rank))
+        self.scale = lora.scale
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.a, self.b
 
     def stretch(self, weight: Tensor) -> Tensor:
         """DoRA's m / ‖W + ΔW‖ for every row, (D,); the norm counts as a constant (§4.3)."""
@@ -97,15 +114,19 @@ class AdaptedLinear(WrappedLinear):
         y = self.base(x)
         if self.original is not None:
             return y
+        low, factors = [], []  # those of low rank are added together
         for name, update in self.updates.items():
-            part = y[..., self.rows[name]]
+            rows = self.rows[name]
             if hasattr(update, "lengths"):
-                bias = 0 if self.base.bias is None else self.base.bias[self.rows[name]]
-                stretch = update.stretch(self.base.weight[self.rows[name]])
+                part, bias = y[..., rows], 0 if self.base.bias is None else self.base.bias[rows]
+                stretch = update.stretch(self.base.weight[rows])
                 part.copy_((part - bias + update(x)) * stretch + bias)
+            elif isinstance(update, LowRank):
+                low.append((rows, update.scale))
+                factors += [factor.to(y.dtype) for factor in update.factors()]
             else:
-                part.add_(update(x))
-        return y
+                y[..., rows].add_(update(x))
+        return AddLowRank.apply(y, x.to(y.dtype), low, *factors) if low else y
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         weight = self.base.weight.clone()
@@ -115,6 +136,42 @@ class AdaptedLinear(WrappedLinear):
             if hasattr(update, "lengths"):
                 weight[rows] *= update.stretch(self.base.weight[rows])[:, None]
         return weight, self.base.bias
+
+
+class AddLowRank(torch.autograd.Function):
+    """y += s · B A x on ranges of the rows of a layer, in place.
+
+    Keeps x once for all of them, and makes nothing else that is as wide as y.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, y: Tensor, x: Tensor, low: list[tuple[slice, float]], *factors: Tensor
+    ) -> Tensor:
+        """y (…, D), x (…, C), then A (r, C) and B (d, r) for each (rows, s) of ``low``."""
+        out, inputs = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        thin = [inputs @ a.T for a in factors[::2]]  # (n, r)
+        for (rows, scale), b, t in zip(low, factors[1::2], thin, strict=True):
+            out[:, rows].addmm_(t, b.T, alpha=scale)
+        ctx.low = low
+        ctx.save_for_backward(x, *factors, *thin)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        n = len(ctx.low)
+        x, *saved = ctx.saved_tensors
+        factors, thin = saved[: 2 * n], saved[2 * n :]
+        inputs, of_y = (t.reshape(-1, t.shape[-1]) for t in (x, gradient))
+        of_x = torch.zeros_like(inputs) if ctx.needs_input_grad[1] else None
+        of_factors = []
+        for (rows, scale), a, b, t in zip(ctx.low, factors[::2], factors[1::2], thin, strict=True):
+            of_thin = (of_y[:, rows] @ b).mul_(scale)
+            of_factors += [of_thin.T @ inputs, (of_y[:, rows].T @ t).mul_(scale)]
+            if of_x is not None:
+                of_x.addmm_(of_thin, a)
+        return gradient, None if of_x is None else of_x.view_as(x), None, *of_factors
 
 
 def add_lora(
@@ -134,7 +191,12 @@ def add_lora(
             has adapters.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    return add_updates(model, lora.targets, lambda _, rows: Update(rows, lora, generator))
+    add_updates(model, lora.targets, lambda _, like: Update(like, lora, generator))
+    for layer in adapted_layers(model).values() if lora.dora else ():
+        weight = layer.weight.detach()
+        for name, update in layer.updates.items():
+            update.lengths = nn.Parameter(weight[layer.rows[name]].norm(dim=1))
+    return trainable(model)
 
 
 def add_updates(
@@ -143,15 +205,16 @@ def add_updates(
     """Freeze a model and add to some of its matrices; arguments and errors as `add_lora`.
 
     Args:
-        make: from the name of a part and its rows of the weight (D, C) to what is added: a module
-            with a ``forward`` (…, C) → (…, D) and its matrix as ``delta()``.
+        make: from the name of a part and an empty matrix (D, C) like its rows of the weight to
+            what is added: a module with a ``forward`` (…, C) → (…, D) and its matrix as
+            ``delta()``.
     """
     refuse_wrapped(model)
     parts = find_parts(model, targets)
     model.requires_grad_(False)
     for name, part in parts.items():
         layer, short = wrap(model, part, AdaptedLinear), name.rpartition(".")[2]
-        layer.updates[short] = make(name, layer.weight[part.rows])
+        layer.updates[short] = make(name, layer.like(part.n_rows))
         layer.rows[short] = part.rows
     return trainable(model)
 

@@ -13,32 +13,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.adapt.lora import LoRA, Update, add_updates, named_updates
+from minillm.adapt.lora import LoRA, LowRank, Update, add_updates, named_updates
 from minillm.adapt.selection import keep_largest
 
 
-class SVDUpdate(nn.Module):
+class SVDUpdate(LowRank):
     """s · P diag(λ) Q: with λ = 0 a direction is off, but its vectors are still there (§3.1)."""
 
-    def __init__(self, weight: Tensor, lora: LoRA, generator: torch.Generator):
+    def __init__(self, like: Tensor, lora: LoRA, generator: torch.Generator):
         super().__init__()
-        n_rows, n_columns = weight.shape
+        n_rows, n_columns = like.shape
         p, q = (torch.randn(lora.rank, n, generator=generator) for n in (n_rows, n_columns))
-        self.p = nn.Parameter(0.02 * p.T.to(weight))
-        self.values = nn.Parameter(weight.new_zeros(lora.rank))
-        self.q = nn.Parameter(0.02 * q.to(weight))
+        self.p = nn.Parameter(0.02 * p.T.to(like))
+        self.values = nn.Parameter(like.new_zeros(lora.rank))
+        self.q = nn.Parameter(0.02 * q.to(like))
         self.scale = lora.scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, C) → (…, D): what is added to the layer's output."""
-        return F.linear(F.linear(x, self.q) * self.values, self.p) * self.scale
-
-    def delta(self) -> Tensor:
-        """The update as a matrix (D, C)."""
-        return self.scale * (self.p * self.values) @ self.q
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.q, self.p * self.values
 
 
 def add_adalora(
@@ -55,7 +49,7 @@ def add_adalora(
     """
     _refuse_dora(lora)
     generator = generator or torch.Generator().manual_seed(0)
-    return add_updates(model, lora.targets, lambda _, rows: SVDUpdate(rows, lora, generator))
+    return add_updates(model, lora.targets, lambda _, like: SVDUpdate(like, lora, generator))
 
 
 def orthogonality(model: nn.Module) -> Tensor:
@@ -151,8 +145,8 @@ class NestedUpdate(Update):
     variant, which trains the last of them alone, is left out).
     """
 
-    def __init__(self, weight: Tensor, lora: LoRA, generator: torch.Generator):
-        super().__init__(weight, lora, generator)
+    def __init__(self, like: Tensor, lora: LoRA, generator: torch.Generator):
+        super().__init__(like, lora, generator)
         self.lora = lora
         self.use(lora.rank)
 
@@ -160,14 +154,8 @@ class NestedUpdate(Update):
         """Compute with this rank from now on."""
         self.rank, self.scale = rank, replace(self.lora, rank=rank).scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, C) → (…, D): what is added to the layer's output."""
-        thin = F.linear(x, self.a[: self.rank])
-        return F.linear(thin, self.b[:, : self.rank]) * self.scale
-
-    def delta(self) -> Tensor:
-        """The update as a matrix (D, C)."""
-        return self.scale * self.b[:, : self.rank] @ self.a[: self.rank]
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.a[: self.rank], self.b[:, : self.rank]
 
 
 def add_dylora(
@@ -182,7 +170,7 @@ def add_dylora(
     """
     _refuse_dora(lora)
     generator = generator or torch.Generator().manual_seed(0)
-    return add_updates(model, lora.targets, lambda _, rows: NestedUpdate(rows, lora, generator))
+    return add_updates(model, lora.targets, lambda _, like: NestedUpdate(like, lora, generator))
 
 
 def draw_rank(model: nn.Module, generator: torch.Generator | None = None) -> int:

@@ -66,7 +66,7 @@ def add_sparse(model: nn.Module, masks: dict[str, Tensor]) -> dict[str, nn.Param
     chosen = [name for name, mask in masks.items() if mask.any()]
     if not chosen:
         raise ValueError("the masks choose nothing")
-    return add_updates(model, chosen, lambda name, rows: SparseUpdate(masks[name], rows))
+    return add_updates(model, chosen, lambda name, like: SparseUpdate(masks[name], like))
 
 
 def fisher_information(

@@ -31,6 +31,14 @@ class WrappedLinear(nn.Module):
     def weight(self) -> Tensor:
         return self.base.weight
 
+    def like(self, n_rows: int) -> Tensor:
+        """(n_rows, C) of the weight's type and device; no numbers, no memory, nothing unpacked."""
+        if isinstance(self.base, QuantLinear):
+            one = torch.empty(1, device=self.base.codes.device)
+        else:
+            one = self.base.weight.new_empty(1)
+        return one.expand(n_rows, self.base.in_features)
+
     def merged(self) -> tuple[Tensor, Tensor | None]:
         """Weight (D, C) and bias (D,) of the plain layer that computes the same."""
         raise NotImplementedError

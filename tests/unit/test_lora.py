@@ -6,12 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from minillm.adapt.lora import LoRA, add_lora
+from minillm.adapt.lora import AddLowRank, LoRA, add_lora
 from minillm.adapt.lora_files import load_adapters, save_adapters
 from minillm.adapt.parts import linear_parts
+from minillm.adapt.quant import Format
+from minillm.adapt.quant_linear import QuantLinear
+from minillm.adapt.quant_model import quantize_linears
 from minillm.adapt.wrap import merge, remove_adapters, trainable
 from minillm.model.config import gpt2_config, llama_config
 from minillm.model.transformer import Transformer
+from minillm.train.memory import TensorMemory
 
 CONFIG = llama_config(31, d_model=12, n_layers=2, n_heads=3, n_kv_heads=1, d_ff=20, max_length=9)
 TOKENS = torch.randint(0, 31, (3, 7), generator=torch.Generator().manual_seed(0))
@@ -128,3 +132,46 @@ def test_saving_needs_adapters_and_published_names(tmp_path):
     with pytest.raises(ValueError, match="a gpt2 has no tensor for blocks"):
         save_adapters(model, tmp_path / "b", "gpt2", lora)
     assert list(tmp_path.iterdir()) == []
+
+
+def low_rank_terms():
+    """y (2, 3, 7), x (2, 3, 4) and the factors of two updates of its rows, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 7), (2, 3, 4), (2, 4), (3, 2), (1, 4), (2, 1))
+    terms = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    return [term.requires_grad_() for term in terms], [(slice(0, 3), 0.5), (slice(5, 7), 3.0)]
+
+
+def test_updates_are_added_where_they_belong_and_their_gradient_is_exact():
+    """As written out, and by finite differences; also where no gradient of the input is asked."""
+    (y, x, *factors), low = low_rank_terms()
+    expected = y.clone()
+    for (rows, scale), a, b in zip(low, factors[::2], factors[1::2], strict=True):
+        expected[..., rows] += scale * (x @ a.T @ b.T)
+    torch.testing.assert_close(AddLowRank.apply(y.clone(), x, low, *factors), expected)
+
+    def added(y, x, *factors):
+        return AddLowRank.apply(y.clone(), x, low, *factors).sin()
+
+    assert torch.autograd.gradcheck(added, (y, x, *factors))
+    assert torch.autograd.gradcheck(added, (y.detach(), x.detach(), *factors))
+
+
+def test_updates_of_a_layer_keep_its_input_once():
+    """For the backward pass: no second input, and nothing as wide as the output."""
+    model = Transformer(CONFIG)
+    add_lora(model, LoRA(rank=2, targets=("attention.q", "attention.k", "attention.v")))
+    layer = model.blocks[0].attention.qkv
+    x = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with TensorMemory(layer, x) as memory:
+        before = memory.live
+        y = layer(x)
+        assert memory.live - before == y.nbytes + 3 * (15 * 2) * 4  # and A x of each
+    assert y.requires_grad
+
+
+def test_adapters_are_put_on_a_quantised_model_without_unpacking_it(monkeypatch):
+    model = Transformer(CONFIG)
+    quantize_linears(model, Format("nf4", 4, 4), ("attention.qkv", "mlp.gate_up", "mlp.down"))
+    monkeypatch.setattr(QuantLinear, "weight", property(lambda _: pytest.fail("unpacked")))
+    assert len(add_lora(model, LoRA(targets=EVERYWHERE))) == 2 * 7 * 2
