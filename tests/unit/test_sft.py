@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from minillm.adapt.sft import encode_chat, pack, pad, padded_batches, read_chats
+from minillm.adapt.sft import Example, encode_chat, pack, pad, padded_batches, read_chats
 from minillm.data.packing import IGNORE
 from minillm.data.tokenizer import Tokenizer
 from minillm.infer.chat import CHATML, PLAIN
@@ -84,6 +84,11 @@ def test_rows_are_filled_but_never_overfilled(tokenizer):
         batch = pack(examples, block_size)
         assert batch.tokens.shape[1] == block_size
         assert (batch.documents > 0).sum() == sum(sizes)
+
+
+def test_a_row_can_be_filled_to_its_last_place():
+    halves = [Example([1, 2, 3, 4], [2, 3, 4, 5])] * 4
+    assert pack(halves, 8).tokens.tolist() == [[1, 2, 3, 4, 1, 2, 3, 4]] * 2
 
 
 def test_an_epoch_holds_every_example_once(tokenizer):
