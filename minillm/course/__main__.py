@@ -24,14 +24,18 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    main = Parser(prog="python -m minillm.course")
+    main = Parser(
+        prog="python -m minillm.course",
+        description="Run lessons, see their claims, fetch data, score exercises.",
+        epilog="COMMAND --help says more of each.",
+    )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run lessons; write build/report.html")
-    run.add_argument("lessons", nargs="*", metavar="LESSON", help='"04" or its full name; all')
-    run.add_argument("--seed", type=int, default=0, help="claims hold for seeds 0 to 4")
-    run.add_argument("--scale", default="lesson", help="lesson (CPU) or full (GPU)")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    run.add_argument("lessons", nargs="*", metavar="LESSON", help='"04" or its full name (all)')
+    run.add_argument("--seed", type=int, default=0, help="claims hold for seeds 0 to 4 (0)")
+    run.add_argument("--scale", default="lesson", help="lesson for a CPU, full for a GPU")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (auto)")
     run.add_argument("--jobs", type=int, default=2, help="lessons at a time (2)")
     run.set_defaults(action=run_lessons)
 

@@ -4,8 +4,10 @@
     python -m minillm.train CONFIG.toml train.steps=50 'folder="runs/short"'
     torchrun --nproc-per-node 4 --max-restarts 100 -m minillm.train CONFIG.toml
 
-The loss curve is the same. A run that ended early, or a process that was killed, goes on from the
-last snapshot, with as many processes as there are then; nothing is lost but the steps since.
+Examples are in docs/train/, and minillm/train/run_config.py says what each name means. The loss
+curve is the same for any number of processes. A run that ended early, or a process that was killed,
+goes on from the last snapshot, with as many processes as there are then; nothing is lost but the
+steps since.
 FOLDER/model.safetensors and FOLDER/history.json are written at the end.
 """
 
