@@ -77,7 +77,8 @@ def meeting_place() -> dict[str, Any]:
 
     On one machine `torchrun` keeps its store when it starts processes anew (PyTorch 2.13), with the
     addresses of the dead ones in it. So each start has a corner of its own. Machines count their
-    starts each for itself (issue 135712): with several, `torchrun` has to make new stores instead.
+    starts each for itself (PyTorch issue 135712): with several, `torchrun` has to make new stores
+    instead.
 
     Raises:
         ValueError: several machines, and `torchrun` was not told to.
