@@ -263,28 +263,34 @@ def test_two_hundred_clients_at_once_of_every_kind(server):
 @pytest.mark.parametrize("stream", [True, False])
 def test_computing_ends_when_the_client_leaves(stream):
     with Server() as server:
-        step, finishes, pause = server.scheduler.step, [], threading.Event()
+        step, cancel = server.scheduler.step, server.scheduler.cancel
+        finishes, cancelled = [], threading.Event()
+
+        def noted(number):
+            cancel(number)
+            cancelled.set()
 
         def step_after_news():
-            """Stop after three steps until the worker has a letter; without one, in 30 s, go on."""
-            for _ in range(3000 if len(finishes) == 3 else 0):
-                if not server.worker._inbox.empty():
-                    finishes.append("told")
-                    return []
-                pause.wait(0.01)
+            """After three steps do nothing until somebody cancels, for 30 s at most."""
+            nonlocal patience
+            if len(finishes) == 3 and patience and not cancelled.wait(0.01):
+                patience -= 1
+                return []
             events = step()
             finishes.extend(event.finish for event in events)
             return events
 
+        patience = 3000
+        server.scheduler.cancel = noted
         server.scheduler.step = step_after_news
         with closing(socket.create_connection(("127.0.0.1", server.port))) as client:
             client.sendall(raw_request({"messages": messages(1), "stream": stream}))
             if stream:
                 client.recv(10)
             while len(finishes) < 3:
-                pause.wait(0.01)
+                cancelled.wait(0.01)
         server.settle()
-        assert finishes == [None, None, None, "told", "cancelled"]
+        assert finishes == [None, None, None, "cancelled"]
 
 
 def test_a_full_server_says_so_and_recovers():
