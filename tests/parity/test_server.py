@@ -284,7 +284,8 @@ def test_computing_ends_when_the_client_leaves(stream):
         server.scheduler.cancel = noted
         server.scheduler.step = step_after_news
         with closing(socket.create_connection(("127.0.0.1", server.port))) as client:
-            client.sendall(raw_request({"messages": messages(1), "stream": stream}))
+            body = {"messages": messages(1), "temperature": 0, "stream": stream}
+            client.sendall(raw_request(body))
             if stream:
                 client.recv(10)
             while len(finishes) < 3:
