@@ -121,10 +121,6 @@ def test_packed_documents_and_experts_on_several_processes(processes, tmp_path):
     assert len(biases) == 2 and all(bias.abs().max() > 0.01 for bias in biases)
     run = launch(processes, 4, tmp_path / "four", *changes, "parallel.expert=2")
     assert_same_run(run, reference)
-    changes = (EXPERTS, "train.balance=0.01")
-    reference = launch(processes, 1, tmp_path / "unpacked", *changes)
-    run = launch(processes, 2, tmp_path / "pipeline", *changes, "parallel.pipeline=2")
-    assert_same_run(run, reference)
 
 
 @pytest.mark.parametrize("table", ["shard = 1", "tensor = 2"])
