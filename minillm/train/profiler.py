@@ -63,12 +63,12 @@ def profile_table(work: Callable[[], object], n: int = 8) -> str:
     left = Operation(
         f"{len(rest)} others", sum(o.calls for o in rest), sum(o.seconds for o in rest), 0
     )
-    lines = [f"{'operation':44} {'calls':>6} {'ms':>9} {'share':>6} {'GFLOP/s':>8}"]
+    lines = [f"{'operation':58} {'calls':>6} {'ms':>9} {'share':>6} {'GFLOP/s':>8}"]
     for operation in [*found[:n], *([left] if rest else [])]:
         speed = f"{operation.flops / operation.seconds / 1e9:8.0f}" if operation.flops else ""
         share = operation.seconds / total
         lines.append(
-            f"{operation.name[:44]:44} {operation.calls:6} {1e3 * operation.seconds:9.2f} "
+            f"{operation.name[:58]:58} {operation.calls:6} {1e3 * operation.seconds:9.2f} "
             f"{share:6.1%} {speed}".rstrip()
         )
     return "\n".join(lines)
