@@ -1,11 +1,12 @@
 """Time per token of one MoE layer as experts are added, k fixed: it should stay flat.
 
-The layers take turns, so that a busy machine slows all of them alike; the best round counts.
+The layers take turns, so that a busy machine slows all of them alike; the median round counts.
 """
 
-import time
+from functools import partial
 
 import torch
+from turns import in_turns
 
 from minillm.model.config import MoE, llama_config
 from minillm.model.moe import MoELayer
@@ -22,14 +23,13 @@ def seconds_per_token(
     }
     x = torch.randn(1, n_tokens, d_model, requires_grad=True)
     upstream = torch.randn(1, n_tokens, d_model)
-    best = dict.fromkeys(n_experts, float("inf"))
-    for _ in range(rounds):
-        for n, layer in layers.items():
-            layer.zero_grad(set_to_none=True)
-            started = time.perf_counter()
-            layer(x).backward(upstream)
-            best[n] = min(best[n], time.perf_counter() - started)
-    return {n: seconds / n_tokens for n, seconds in best.items()}
+
+    def step(layer: MoELayer) -> None:
+        layer.zero_grad(set_to_none=True)
+        layer(x).backward(upstream)
+
+    seconds, _ = in_turns({str(n): partial(step, layer) for n, layer in layers.items()}, rounds)
+    return {n: seconds[str(n)] / n_tokens for n in n_experts}
 
 
 def main() -> None:

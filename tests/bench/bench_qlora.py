@@ -10,15 +10,14 @@ is left of it when merged, and how fast weights become NF4 and come back.
     python tests/bench/bench_qlora.py [ROWS [TOKENS [WEIGHTS]]]
 """
 
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from torch import nn
+from turns import in_turns
 
 from minillm.adapt.finetune import EVERYWHERE
 from minillm.adapt.lora import add_lora
@@ -108,18 +107,6 @@ def peak_bytes(kind: str, n_rows: int, n_tokens: int) -> int:
     return meter.peak_bytes
 
 
-def in_turns(contestants: dict, rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of each; the first round warms up."""
-    seconds = {name: [] for name in contestants}
-    for round_ in range(rounds + 1):
-        for name, run in contestants.items():
-            started = time.perf_counter()
-            run()
-            if round_:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def memory(n_rows: int, n_tokens: int) -> None:
     peaks = {kind: peak_bytes(kind, n_rows, n_tokens) for kind in KINDS}
     for kind, peak in peaks.items():
@@ -132,7 +119,7 @@ def speed(n_rows: int, n_tokens: int) -> None:
     models = {kind: prepared(kind) for kind in KINDS}
     steps = {kind: step_of(model, batch) for kind, model in models.items()}
     steps["peft"] = library_step(hf.smollm2()[0], batch)
-    seconds = in_turns(steps)
+    seconds, _ = in_turns(steps, ROUNDS)
     for kind in KINDS[1:]:
         print(
             f"  {kind:18} {n_rows * n_tokens / seconds[kind]:5.0f} tokens/s, "
@@ -145,8 +132,8 @@ def speed(n_rows: int, n_tokens: int) -> None:
     remove_adapters(merged)
     plain = hf.smollm2()[0]
     with torch.inference_mode():
-        reading = in_turns(
-            {"merged": lambda: merged(batch.tokens), "base": lambda: plain(batch.tokens)}
+        reading, _ = in_turns(
+            {"merged": lambda: merged(batch.tokens), "base": lambda: plain(batch.tokens)}, ROUNDS
         )
     print(f"  merged, reading takes {reading['merged'] / reading['base']:.2f}x", flush=True)
 
@@ -155,7 +142,7 @@ def nf4(n_weights: int) -> None:
     """How many bytes of float32 a second become NF4 with double quantization, and come back."""
     weight = torch.randn(n_weights // 4096, 4096, generator=torch.Generator().manual_seed(0))
     rounded = quantize(weight, Format("nf4", 4, 64, double=True))
-    seconds = in_turns(
+    seconds, _ = in_turns(
         {"to": lambda: quantize(weight, rounded.format), "back": lambda: dequantize(rounded)}, 3
     )
     gigabytes = weight.nbytes / 1e9
