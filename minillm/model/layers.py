@@ -105,11 +105,15 @@ class GatedMLP(nn.Module):
         self.activation = activation(config.mlp)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate_up = self.gate_up(x)
-        if self.activation is F.silu and torch.is_grad_enabled():
-            return self.down(SwiGLU.apply(gate_up))
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        return self.down(gated(self.gate_up(x), self.activation))
+
+
+def gated(gate_up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Hidden units switched by their gates: (…, 2F), the gates first → (…, F)."""
+    if activation is F.silu and torch.is_grad_enabled():
+        return SwiGLU.apply(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return activation(gate) * up
 
 
 class SwiGLU(torch.autograd.Function):

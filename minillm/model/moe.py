@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.model.config import GATED_MLPS, ModelConfig, MoE
-from minillm.model.layers import activation, make_mlp
+from minillm.model.layers import activation, gated, make_mlp
 
 
 class Routing(NamedTuple):
@@ -157,8 +157,7 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
         """Rows sorted by expert, ``counts`` (E,) of them for each: (M, C) → (M, C)."""
         if self.gated:
-            gate, up = grouped_linear(x, self.gate_up, counts).chunk(2, dim=-1)
-            hidden = self.activation(gate) * up
+            hidden = gated(grouped_linear(x, self.gate_up, counts), self.activation)
         else:
             hidden = self.activation(grouped_linear(x, self.up, counts))
         return grouped_linear(hidden, self.down, counts)
@@ -205,11 +204,11 @@ class MoELayer(nn.Module):
         capacity = self.moe.capacity
         limit = None if capacity is None else math.ceil(capacity * N * k / E)
         order, counts = dispatch(chosen, E, limit)
-        done = self.experts(tokens.index_select(0, order % N), counts)
+        token_of = order % N
+        done = self.experts(tokens.index_select(0, token_of), counts)
         done = done * weights.T.flatten()[order, None]
-        # Back to where each pair came from; what was dropped stays zero.
-        pairs = done.new_zeros(k * N, done.shape[-1]).index_copy(0, order, done)
-        return pairs.view(k, N, -1).sum(0)
+        # Each pair adds to its token; what was dropped adds nothing.
+        return done.new_zeros(tokens.shape).index_add_(0, token_of, done)
 
     def active_weights(self) -> int:
         """How many weights one token meets: router, k experts and whatever is shared."""

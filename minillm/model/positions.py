@@ -109,14 +109,16 @@ def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn channel 2i together with channel 2i + 1, as in the RoPE paper; arguments as `rotate`.
 
     The same rotation as `rotate` after a reordering of the channels, so the scores of a model can
-    agree only if weights and rotation use the same pairing.
+    agree only if weights and rotation use the same pairing. Neighbours lie in memory as the two
+    parts of a complex number do, and multiplying by cos + i sin turns it.
     """
     n = 2 * cos.shape[-1]
     if n < x.shape[-1]:
         return torch.cat((rotate_interleaved(x[..., :n], cos, sin), x[..., n:]), dim=-1)
-    a, b = x[..., 0::2], x[..., 1::2]
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # no complex numbers of two bytes
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())  # a + bi
+    turned = pairs * torch.complex(cos.float(), sin.float())
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 def alibi_slopes(n_heads: int) -> Tensor:
