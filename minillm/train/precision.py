@@ -8,9 +8,14 @@ and lifting small gradients into the range of float16 (`LossScale`).
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,19 @@ FORMATS = (FP32, FP16, BF16, E4M3, E5M2)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def _cpu_multiplies(kind: str) -> bool:
+    """Whether this processor has instructions for such products (AMX, AVX-512, some of ARM's)."""
+    name = f"_is_mkldnn_{kind}_supported"
+    return hasattr(torch.ops.mkldnn, name) and getattr(torch.ops.mkldnn, name)()
+
+
+IMITATED = {PRECISIONS[kind] for kind in ("fp16", "bf16") if not _cpu_multiplies(kind)}
+PRODUCTS = {
+    F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm,
+    torch.einsum, F.scaled_dot_product_attention, getattr(F, "grouped_mm", None),
+}  # fmt: skip
+
+
 @dataclass
 class LossScale:
     """A factor on the loss that keeps float16 gradients away from zero, and finds its own size.
@@ -155,7 +173,8 @@ def in_precision(loss_fn: Callable, precision: str) -> Callable:
     """`loss_fn(model, batch)` with its matrix products in another precision (PyTorch's autocast).
 
     Weights stay in float32, and so do losses, norms' statistics and softmax: only products are
-    cast. Their gradients come back in float32.
+    cast. Their gradients come back in float32. On a CPU that cannot multiply in this precision the
+    products are `RoundedProducts`.
 
     Raises:
         ValueError: the precision is unknown.
@@ -167,7 +186,36 @@ def in_precision(loss_fn: Callable, precision: str) -> Callable:
 
     def cast_loss(model, batch):
         device = next(model.parameters()).device.type
-        with torch.autocast(device, PRECISIONS[precision]):
+        with torch.autocast(device, PRECISIONS[precision]), imitated_products():
             return loss_fn(model, batch)
 
     return cast_loss
+
+
+def imitated_products() -> AbstractContextManager:
+    """`RoundedProducts` if autocast is on for a CPU without such products, else nothing."""
+    imitated = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") in IMITATED
+    return RoundedProducts() if imitated else nullcontext()
+
+
+class RoundedProducts(TorchFunctionMode):
+    """Inside `torch.autocast("cpu")`: its products, as float32 products of rounded numbers.
+
+    Hardware with 16-bit products rounds what goes in, adds up in float32 and rounds the sum. Where
+    it is missing, PyTorch imitates it number by number, about fifteen times slower than a float32
+    product. Rounding around that product gives the same numbers, but for the order of the sums.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func not in PRODUCTS or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **(kwargs or {}))
+        dtype = torch.get_autocast_dtype("cpu")
+
+        def rounded(x: Tensor) -> Tensor:  # autocast, too, leaves whole numbers and float64 alone
+            is_cast = x.is_floating_point() and x.dtype != torch.float64
+            return x.to(dtype).float() if is_cast else x
+
+        args, kwargs = tree_map_only(Tensor, rounded, (args, kwargs or {}))
+        with torch.autocast("cpu", enabled=False):
+            y = func(*args, **kwargs)
+        return y.to(dtype) if y.dtype == torch.float32 else y

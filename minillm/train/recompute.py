@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minillm.model.cache import KVCache
 from minillm.model.masks import View
+from minillm.train.precision import imitated_products
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
@@ -52,4 +53,9 @@ def _recomputed(forward: Callable, x: Tensor, view: View, cache: KVCache | None 
     """(B, T, C) → (B, T, C). Blocks draw no random numbers, so there is no state to restore."""
     if cache is not None or not torch.is_grad_enabled():
         return forward(x, view, cache)
-    return checkpoint(forward, x, view, use_reentrant=False, preserve_rng_state=False)
+
+    def twice_the_same(*args) -> Tensor:
+        with imitated_products():  # PyTorch brings only its own autocast back for the second time
+            return forward(*args)
+
+    return checkpoint(twice_the_same, x, view, use_reentrant=False, preserve_rng_state=False)

@@ -133,6 +133,17 @@ def test_muon_and_recomputing_on_several_processes(processes, tmp_path, table):
     assert_same_run(launch(processes, 3, saved, *changes), reference)
 
 
+@pytest.mark.parametrize("table", ["shard = 1", "tensor = 2", "pipeline = 2"])
+def test_bfloat16_and_recomputing_on_several_processes(processes, tmp_path, table):
+    """Rounding depends on how sums are split, so the curves agree as far as bfloat16 does."""
+    changes = ("train.precision='bf16'", "train.recompute=true", EXPERTS)
+    losses, run = (
+        launch(processes, n, tmp_path / str(n), *changes, *parallel)[0]["losses"]
+        for n, parallel in ((1, ()), (4, (f"parallel.{table}",)))
+    )
+    assert run == pytest.approx(losses, rel=0.01) and run != losses
+
+
 @pytest.mark.parametrize("way", ["shard", "tensor", "pipeline"])
 def test_saved_by_four_it_goes_on_with_one_two_and_three(processes, alone, tmp_path, way):
     """The weights and moments of step 4, and the places in the text, find their new owners."""

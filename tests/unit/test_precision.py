@@ -2,12 +2,19 @@
 
 import math
 import struct
+from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_loop import Tiny, make_batches
-from torch import nn
+from torch import Tensor, nn
 
+from minillm.data.packing import Batch
+from minillm.model.config import llama_config
+from minillm.model.moe import grouped_linear
+from minillm.model.transformer import Transformer
+from minillm.train import precision
 from minillm.train.loop import TrainingDiverged, accumulate_gradients, token_loss, train
 from minillm.train.precision import (
     E4M3,
@@ -15,8 +22,10 @@ from minillm.train.precision import (
     FP16,
     FP32,
     LossScale,
+    RoundedProducts,
     in_precision,
 )
+from minillm.train.recompute import checkpoint_blocks
 
 UNSIGNED = {8: torch.uint8, 16: torch.uint16, 32: torch.uint32}
 
@@ -113,10 +122,10 @@ def test_the_scale_follows_grad_scaler():
     assert len(scales) > 4
 
 
-def run(precision, loss_fn=token_loss, steps=40):
+def run(kind, loss_fn=token_loss, steps=40):
     model = Tiny()
     history = train(
-        model, make_batches(), steps=steps, lr=0.05, precision=precision, loss_fn=loss_fn,
+        model, make_batches(), steps=steps, lr=0.05, precision=kind, loss_fn=loss_fn,
         progress=False,
     )  # fmt: skip
     return model, history
@@ -131,9 +140,9 @@ def test_precision_casts_products_and_nothing_else():
         seen.append((logits.dtype, loss.dtype))
         return loss, count
 
-    for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+    for kind, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         seen.clear()
-        model, _ = run(precision, loss_fn, steps=2)
+        model, _ = run(kind, loss_fn, steps=2)
         assert set(seen) == {(dtype, torch.float32)}
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
@@ -181,3 +190,81 @@ def test_a_small_gradient_needs_the_scale():
         (loss * scale).backward()
         found = (weight.grad / scale).mean().item()
         assert found == pytest.approx(expected, rel=0.05)
+
+
+def small_integers(*shape):
+    """Their products' sums are exact in float32, so that any order of adding gives the same."""
+    return torch.randint(-8, 9, shape).float().requires_grad_()
+
+
+PRODUCTS = {
+    "linear": (F.linear, (2, 3, 5), (7, 5), (7,)),
+    "keyword": (lambda x, w, b: F.linear(x, w, bias=b), (2, 3, 5), (7, 5), (7,)),
+    "@": (lambda x, w: x @ w, (2, 3, 5), (5, 7)),
+    "matmul": (torch.matmul, (3, 5), (2, 5, 7)),
+    "method": (Tensor.matmul, (3, 5), (5,)),
+    "mm": (torch.mm, (3, 5), (5, 7)),
+    "bmm": (torch.bmm, (2, 3, 5), (2, 5, 7)),
+    "einsum": (lambda x, w: torch.einsum("btc,cd->tbd", x, w), (2, 3, 5), (5, 7)),
+    "grouped": (lambda x, w: grouped_linear(x, w, torch.tensor([3, 0, 2])), (5, 8), (3, 16, 8)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_rounded_products_are_autocasts(name, dtype):
+    product, *shapes = PRODUCTS[name]
+    torch.manual_seed(0)
+    inputs = [small_integers(*shape) for shape in shapes]
+    found = []
+    for mode in (nullcontext(), RoundedProducts()):
+        with torch.autocast("cpu", dtype), mode:
+            y = product(*inputs)
+        gradients = torch.autograd.grad(y.float().square().sum() / 64, inputs)
+        found.append((y, *gradients))
+    for theirs, ours in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert found[1][0].dtype == dtype and found[1][1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_rounded_attention_is_autocasts(masked):
+    q, k, v = torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0))
+    how = {"attn_mask": torch.randn(9, 9)} if masked else {"is_causal": True}
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = F.scaled_dot_product_attention(q, k, v, **how)
+        with RoundedProducts():
+            ours = F.scaled_dot_product_attention(q, k, v, **how)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+
+
+def test_rounded_products_leave_alone_what_autocast_does():
+    x, n = torch.randn(4, 4), torch.arange(16).view(4, 4)
+    with RoundedProducts():
+        assert (x @ x).dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(n @ n, n.double().matmul(n.double()).long())
+            assert torch.equal(x.double() @ x.double(), (x.double()[:, :, None] * x).sum(1))
+            with torch.autocast("cpu", enabled=False):
+                assert torch.equal(x @ x, torch.mm(x, x)) and (x @ x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("imitated", [{torch.bfloat16}, set()], ids=["imitated", "PyTorch's own"])
+def test_bfloat16_trains_alike_on_every_processor(monkeypatch, imitated):
+    """Recomputing repeats the same products, bit for bit, and either way ends near float32."""
+    monkeypatch.setattr(precision, "IMITATED", imitated)
+    config = llama_config(11, d_model=16, n_layers=2, n_heads=2)
+    batch = Batch(torch.arange(24).view(3, 8) % 11, torch.arange(1, 25).view(3, 8) % 11)
+    torch.manual_seed(0)
+    model = Transformer(config)
+    gradients = []
+    for loss_fn in (token_loss, *[in_precision(token_loss, "bf16")] * 2):
+        if len(gradients) == 2:
+            checkpoint_blocks(model)
+        accumulate_gradients(model, [batch], loss_fn)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    exact, kept, recomputed = gradients
+    assert torch.equal(kept, recomputed)
+    assert 1e-4 < (kept - exact).norm() / exact.norm() < 0.03
