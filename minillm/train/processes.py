@@ -3,26 +3,29 @@
     with Processes(4) as processes:
         processes.run(lambda: torch.distributed.get_rank())     -> [0, 1, 2, 3]
 
-Each is a fresh Python with one thread, all joined by `torch.distributed` (gloo, on the CPU). A
-cluster starts its processes with `torchrun` instead; what they run is the same.
+Each is a Python of its own with one thread, all joined by `torch.distributed` (gloo, on the CPU).
+A cluster starts its processes with `torchrun` instead; what they run is the same.
 """
 
 import contextlib
 import io
+import multiprocessing
 import os
 import pickle
 import queue
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import ModuleType
+from typing import Any
 
 import dill
 import torch
@@ -30,6 +33,8 @@ import torch.distributed as dist
 
 from minillm.train.travel import pack, unpack
 
+# Imported once where a new process is a copy (see `_beginning`).
+IMPORTED = ["minillm.train.parallel", "minillm.train.snapshots", "minillm.data.streaming"]
 GRACE = 1.0  # seconds for the other processes to say what they noticed, once one has failed
 
 
@@ -112,20 +117,20 @@ def _failures(replies: list[Future]) -> list[str]:
 
 
 class _Worker:
-    """The parent's end of one process: tasks go into its stdin, answers come out of its stdout."""
+    """The parent's end of one process: tasks go there, answers come back."""
 
     def __init__(self, rank: int, n: int, folder: Path, timeout: float):
         self.name, self.log = f"rank {rank} of {n}", folder / f"{rank}.log"
-        where = os.pathsep.join(path or os.getcwd() for path in sys.path)  # to find what we find
-        command = [sys.executable, "-m", "minillm.train.processes"]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, str(rank), str(n), str(folder / "store"), str(timeout)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": where, "OMP_NUM_THREADS": "1"},
-            )
+        context = _beginning()
+        self.tasks, theirs = context.Pipe()
+        surroundings = str(self.log), os.getcwd(), dict(os.environ)
+        group = rank, n, str(folder / "store"), timeout
+        self.process = context.Process(
+            target=_serve, args=(theirs, surroundings, group), daemon=True
+        )
+        with _empty_program():
+            self.process.start()
+        theirs.close()
 
     def ask(self, task: bytes) -> tuple[bytes, str]:
         """The pickled result and what was printed.
@@ -135,12 +140,12 @@ class _Worker:
             ChildProcessError: the process is no more.
         """
         try:
-            pickle.dump(task, self.process.stdin)
-            self.process.stdin.flush()
-            result, printed, error = pickle.load(self.process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            status = self.process.wait()
+            self.tasks.send_bytes(task)
+            result, printed, error = pickle.loads(self.tasks.recv_bytes())
+        except (EOFError, OSError):
+            self.process.join()
             log = self.log.read_text(errors="replace").strip()
+            status = self.process.exitcode
             raise ChildProcessError(f"{self.name} ended with status {status}\n{log}") from None
         if error:
             raise RuntimeError(f"{self.name}: {error}")
@@ -148,17 +153,45 @@ class _Worker:
 
     def end(self) -> None:
         self.process.kill()
-        self.process.wait()  # a thread that still reads from it now meets the end
+        self.process.join()  # a thread that still reads from it now meets the end
 
 
-def _serve(rank: int, n: int, store: str, timeout: float) -> None:
+def _beginning() -> BaseContext:
+    """On Linux each process is a copy of a Python that has done nothing but import.
+
+    Elsewhere the system's own libraries may not survive being copied, so each begins anew.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
+@contextlib.contextmanager
+def _empty_program() -> Iterator[None]:
+    """A new process would run our script again, to find in it what it is to do; ours needs none."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _serve(parent: Connection, surroundings: tuple[str, str, dict], group: tuple) -> None:
     """The life of one process: join the group, then answer tasks until it is ended."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # so that nothing else writes between the answers
+    log, folder, variables = surroundings
+    with open(log, "wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent ends us
+    os.chdir(folder)
+    os.environ.clear()  # a copy has what its original had
+    os.environ.update(variables, OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     tasks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(sys.stdin.buffer, tasks), daemon=True).start()
+    threading.Thread(target=_receive, args=(parent, tasks), daemon=True).start()
+    rank, n, store, timeout = group
     dist.init_process_group(
         "gloo",
         store=dist.FileStore(store, n),
@@ -167,15 +200,14 @@ def _serve(rank: int, n: int, store: str, timeout: float) -> None:
         timeout=timedelta(seconds=timeout),
     )
     while True:
-        pickle.dump(_answer(tasks.get()), answers)
-        answers.flush()
+        parent.send_bytes(pickle.dumps(_answer(tasks.get())))
 
 
-def _receive(stream: BinaryIO, tasks: queue.SimpleQueue) -> None:
+def _receive(parent: Connection, tasks: queue.SimpleQueue) -> None:
     """Queue the tasks, and leave with the parent, even from the middle of one."""
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, OSError):
         while True:
-            tasks.put(pickle.load(stream))
+            tasks.put(parent.recv_bytes())
     os._exit(0)
 
 
@@ -191,7 +223,3 @@ def _answer(task: bytes) -> tuple[bytes, str, str]:
         text = traceback.format_exception(type(error), error, here)
         return b"", printed.getvalue(), "".join(text)
     return result, printed.getvalue(), ""
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from minillm.train.processes import Processes
 
 SCRIPT = """
+import os
 from functools import partial
 import torch.distributed as dist
 from torch.distributed.tensor.parallel import parallelize_module
@@ -39,6 +40,7 @@ with Processes(2) as processes:
     answers = processes.run(partial(pair, scaled), 7)
     assert all(type(answer) is Twice for answer in answers)
     print([(answer.first, answer.second + answer.shift()) for answer in answers], flush=True)
+    print(*processes.run(os.getpid), flush=True)
     input()
 """
 
@@ -61,8 +63,8 @@ def others_wait(act):
     dist.barrier()
 
 
-def alive():
-    return [p for p in psutil.Process().children() if "minillm.train.processes" in p.cmdline()]
+def alive(pids):
+    return [pid for pid in pids if psutil.pid_exists(pid)]
 
 
 def test_results_come_in_rank_order_from_one_group(two):
@@ -85,11 +87,12 @@ def test_an_exception_names_its_rank_and_the_next_run_works(two):
     def fail():
         raise KeyError("planted here")
 
+    pids = two.run(os.getpid)
     with pytest.raises(RuntimeError, match="rank 1 of 2: Traceback") as error:
         two.run(others_wait, fail)
     assert "planted here" in str(error.value) and "in fail" in str(error.value)
     assert "rank 0" not in str(error.value)
-    assert alive() == []
+    assert alive(pids) == []
     assert len(two.run(add_up, torch.ones(1))) == 2
 
 
@@ -119,11 +122,11 @@ def test_waiting_for_nobody_ends_with_the_timeout():
 
 
 def test_the_end_of_the_block_ends_the_processes(two):
-    others = len(alive())
+    others = two.run(os.getpid)
     with Processes(1) as processes:
-        assert processes.run(dist.get_world_size) == [1]
-        assert len(alive()) == others + 1
-    assert len(alive()) == others
+        pids = processes.run(os.getpid)
+        assert alive(pids + others) == pids + others
+    assert alive(pids + others) == others
 
 
 def test_functions_of_a_script_travel_by_value_and_processes_end_with_their_parent(tmp_path):
@@ -132,7 +135,7 @@ def test_functions_of_a_script_travel_by_value_and_processes_end_with_their_pare
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, script], stdin=pipe, stdout=pipe, text=True) as parent:
         assert parent.stdout.readline() == "[(0, 71), (1, 71)]\n"
-        children = psutil.Process(parent.pid).children()
+        children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         assert len(children) == 2
         parent.kill()
     assert parent.returncode == -signal.SIGKILL or os.name == "nt"
