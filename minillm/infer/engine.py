@@ -148,7 +148,7 @@ def steps(
             going = close_ranks(going)
             kept = torch.tensor(going, device=tokens.device)
             cache.keep(kept)
-            tokens, uniforms = tokens[kept], uniforms[going]
+            tokens, uniforms = tokens[kept], uniforms[kept.to(uniforms.device)]
             rows = [rows[i] for i in going]
             histories = None if histories is None else histories[kept]
         logits = decode_step(model, tokens, cache)

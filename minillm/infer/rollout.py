@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,7 +110,7 @@ def rollout(
         columns += [i] * len(step.rows)
 
     # From steps to rows: (B, actions of the longest row).
-    places = tuple(torch.tensor([rows, columns], device=model.device))
+    places = tuple(torch.from_numpy(np.array([rows, columns], dtype=np.int64)).to(model.device))
     actions = torch.full((len(prompts) * n_samples, columns[-1] + 1), IGNORE, device=model.device)
     actions[places] = torch.cat(tokens)
     log_probs = torch.zeros(actions.shape, device=model.device)
@@ -157,4 +158,5 @@ def response_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequenc
         # The last token of the prompt is what the first of the response comes after.
         given = [IGNORE] * (len(prompt) - 1)
         targets.append([*given, *response, *[IGNORE] * (n_padding + 1)])
-    return Batch(torch.tensor(tokens), torch.tensor(targets))
+    # NumPy takes lists of numbers in a fraction of PyTorch's time.
+    return Batch(*(torch.from_numpy(np.array(rows, dtype=np.int64)) for rows in (tokens, targets)))

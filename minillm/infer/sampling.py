@@ -119,7 +119,7 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = probabilities.double().cumsum(-1)  # float32 would lose the tail of a big V
     total = cumulative[:, -1:]
-    least, most = total.aminmax()  # NaN, where there is one
+    least, most = (end.item() for end in total.aminmax())  # NaN, where there is one
     if not (least > 0 and most < math.inf):
         raise ValueError("a row of probabilities is NaN or all zero; look for NaN or −inf logits")
     below_total = torch.nextafter(total, torch.zeros_like(total))

@@ -153,14 +153,26 @@ class KVCache:
         if rows.dtype == torch.bool:
             rows = rows.nonzero().flatten()
         sources = rows.tolist()
-        if len(sources) <= self.batch_size:
-            moved = [to for to, source in enumerate(sources) if source != to]
-            with torch.inference_mode(self.keys.is_inference()):  # or it may not write in place
-                for room in (self.keys, self.values):
-                    room[:, moved] = room[:, rows[moved]]
-            rows = slice(len(sources))
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        with torch.inference_mode(self.keys.is_inference()):  # or it may not write in place
+            self.keys, self.values = (
+                kept_rows(room, sources, max(self._lengths)) for room in (self.keys, self.values)
+            )
         self._lengths, self._places = [self._lengths[i] for i in sources], None
+
+
+def kept_rows(room: Tensor, sources: list[int], held: int) -> Tensor:
+    """Rows of a room (L, B, K, max_length, D) whose first ``held`` tokens are filled: (L, B', …).
+
+    Those that move are written over those that go, in place; a batch that grows is copied.
+    """
+    if len(sources) > room.shape[1]:
+        copies = room.new_zeros(len(room), len(sources), *room.shape[2:])
+        copies[:, :, :, :held] = room[:, sources, :, :held]
+        return copies
+    moved = [to for to, source in enumerate(sources) if source != to]
+    if moved:
+        room[:, moved, :, :held] = room[:, [sources[to] for to in moved], :, :held]
+    return room[:, : len(sources)]
 
 
 def close_ranks(going: list[int]) -> list[int]:
@@ -168,9 +180,9 @@ def close_ranks(going: list[int]) -> list[int]:
 
     [0, 2, 3, 5] → [0, 5, 2, 3]: three rows of a cache can stay where they are, and one moves.
     """
-    staying = [i for i in going if i < len(going)]
-    movers = going[len(staying) :]
     order = list(range(len(going)))
-    for gap in sorted(set(order) - set(staying)):
+    gaps = set(order).difference(going)
+    movers = going[len(going) - len(gaps) :]
+    for gap in sorted(gaps):
         order[gap] = movers.pop()
     return order

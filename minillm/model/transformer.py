@@ -222,11 +222,12 @@ class Transformer(nn.Module):
                 f"{n_context} tokens, but the model has learned {self.config.max_length} positions;"
                 " shorten the text or build the model with a larger max_length"
             )
-        if tokens.device.type == "cpu" and not 0 <= tokens.min() <= tokens.max() < (
-            self.config.vocab_size
-        ):
+        if tokens.device.type != "cpu":  # no waiting for a GPU
+            return
+        least, most = (end.item() for end in tokens.aminmax())
+        if least < 0 or most >= self.config.vocab_size:
             raise ValueError(
-                f"token ids run from {tokens.min()} to {tokens.max()}: expected 0 to "
+                f"token ids run from {least} to {most}: expected 0 to "
                 f"{self.config.vocab_size - 1}; was the text encoded with this model's tokenizer?"
             )
 

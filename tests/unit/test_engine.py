@@ -125,8 +125,9 @@ def test_a_cache_keeps_exactly_the_rows_it_is_told_to(model, rows):
             cache.advance([1, 2, 3, 4, 5, 6])
             keys, values = cache.keys.clone(), cache.values.clone()
         cache.keep(torch.tensor(rows, dtype=torch.int64))
-        assert torch.equal(cache.keys, keys[:, rows])
-        assert torch.equal(cache.values, values[:, rows])
+        held = slice(6)  # what lies behind the longest row is never read
+        assert torch.equal(cache.keys[:, :, :, held], keys[:, rows, :, held])
+        assert torch.equal(cache.values[:, :, :, held], values[:, rows, :, held])
         assert cache.lengths.tolist() == [row + 1 for row in rows]
 
 
