@@ -7,6 +7,7 @@ and lifting small gradients into the range of float16 (`LossScale`).
 """
 
 import math
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -121,13 +122,24 @@ FORMATS = (FP32, FP16, BF16, E4M3, E5M2)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def _cpu_multiplies(kind: str) -> bool:
+def cpu_multiplies(kind: str) -> bool:
     """Whether this processor has instructions for such products (AMX, AVX-512, some of ARM's)."""
     name = f"_is_mkldnn_{kind}_supported"
     return hasattr(torch.ops.mkldnn, name) and getattr(torch.ops.mkldnn, name)()
 
 
-IMITATED = {PRECISIONS[kind] for kind in ("fp16", "bf16") if not _cpu_multiplies(kind)}
+def cpu_gains_by(kind: str) -> bool:
+    """Whether they are no slower than float32's.
+
+    AVX-512 takes about twice as long for bfloat16 (measured), AMX half as long.
+    """
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    if kind == "bf16" and platform.machine().lower() in ("x86_64", "amd64"):
+        return has_amx is not None and has_amx()
+    return cpu_multiplies(kind)
+
+
+IMITATED = {PRECISIONS[kind] for kind in ("fp16", "bf16") if not cpu_gains_by(kind)}
 PRODUCTS = {
     F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm,
     torch.einsum, F.scaled_dot_product_attention, getattr(F, "grouped_mm", None),
@@ -173,7 +185,7 @@ def in_precision(loss_fn: Callable, precision: str) -> Callable:
     """`loss_fn(model, batch)` with its matrix products in another precision (PyTorch's autocast).
 
     Weights stay in float32, and so do losses, norms' statistics and softmax: only products are
-    cast. Their gradients come back in float32. On a CPU that cannot multiply in this precision the
+    cast. Their gradients come back in float32. On a CPU that gains no time by this precision the
     products are `RoundedProducts`.
 
     Raises:
@@ -193,7 +205,7 @@ def in_precision(loss_fn: Callable, precision: str) -> Callable:
 
 
 def imitated_products() -> AbstractContextManager:
-    """`RoundedProducts` if autocast is on for a CPU without such products, else nothing."""
+    """`RoundedProducts` if autocast is on for a CPU that gains nothing by it, else nothing."""
     imitated = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") in IMITATED
     return RoundedProducts() if imitated else nullcontext()
 
@@ -203,7 +215,8 @@ class RoundedProducts(TorchFunctionMode):
 
     Hardware with 16-bit products rounds what goes in, adds up in float32 and rounds the sum. Where
     it is missing, PyTorch imitates it number by number, about fifteen times slower than a float32
-    product. Rounding around that product gives the same numbers, but for the order of the sums.
+    product; AVX-512 has it, and takes about twice as long. Rounding around a float32 product gives
+    the same numbers, but for the order of the sums.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -268,3 +268,21 @@ def test_bfloat16_trains_alike_on_every_processor(monkeypatch, imitated):
     exact, kept, recomputed = gradients
     assert torch.equal(kept, recomputed)
     assert 1e-4 < (kept - exact).norm() / exact.norm() < 0.03
+
+
+@pytest.mark.parametrize(
+    "machine, has_products, has_amx, gains",
+    [
+        ("x86_64", True, True, True),
+        ("AMD64", True, False, False),
+        ("x86_64", False, False, False),
+        ("arm64", True, False, True),
+        ("aarch64", False, False, False),
+    ],
+)
+def test_bfloat16_pays_with_amx_or_on_arm(monkeypatch, machine, has_products, has_amx, gains):
+    monkeypatch.setattr(precision.platform, "machine", lambda: machine)
+    monkeypatch.setattr(precision, "cpu_multiplies", lambda kind: has_products)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx, raising=False)
+    assert precision.cpu_gains_by("bf16") == gains
+    assert precision.cpu_gains_by("fp16") == has_products
