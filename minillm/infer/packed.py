@@ -4,7 +4,7 @@ A decoding step multiplies few rows with every weight, so its time is the time t
 weights. How fast they can be read depends on their order in memory, and the order that suits one
 row does not suit eight; this module keeps both.
 
-Tensor legend: B batch, T time, C inputs of a layer, D outputs of a layer.
+Shapes: C inputs of a layer, D outputs of a layer, n channels of a head that rotate.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import copy
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minillm.model.positions import both_halves, rotate, rotate_by_halves
 from minillm.model.transformer import Transformer
 
 
 def packed(model: Transformer) -> Transformer:
-    """The same model, faster to decode with on a CPU, for about twice the memory.
+    """The same model, faster to decode with on a CPU, for three times the memory.
 
     Weights are shared with `model` where the layout stays; the packed ones are copies, so later
     training of `model` does not reach them. On other devices, or where PyTorch was built without
@@ -32,15 +32,36 @@ def packed(model: Transformer) -> Transformer:
 
 
 def with_layers(model: Transformer, make_linear: Callable[[nn.Linear], nn.Module]) -> Transformer:
-    """A copy that shares the weights, with linear layers and RMSNorms replaced for inference."""
+    """A copy that shares the weights, with what takes long replaced for inference.
+
+    That is linear layers, RMSNorms and half-split rotations.
+    """
     fast = copy.deepcopy(model, memo={id(p): p for p in model.parameters()})
+    one_rotation = OneRotation()
     for module in list(fast.modules()):
+        if getattr(module, "rotate", None) is rotate:
+            module.rotate = one_rotation
         for name, layer in list(module.named_children()):
             if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32:
                 setattr(module, name, make_linear(layer))
             elif isinstance(layer, nn.RMSNorm):
                 setattr(module, name, FewStepsNorm(layer))
     return fast
+
+
+class OneRotation:
+    """`rotate` for inference: all layers turn by the same angles, so the first makes the tables."""
+
+    made: tuple[Tensor | None, ...] = (None, None, None)  # the last cosines, and both tables
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if 2 * cos.shape[-1] < x.shape[-1]:
+            return rotate(x, cos, sin)
+        given, *tables = self.made
+        if given is not cos:
+            tables = both_halves(cos, sin)
+            self.made = cos, *tables
+        return rotate_by_halves(x, *tables)
 
 
 class FewStepsNorm(nn.Module):
@@ -55,8 +76,8 @@ class FewStepsNorm(nn.Module):
         super().__init__()
         C = norm.weight.numel()
         self.weight = norm.weight
-        self.register_buffer("stretch", norm.weight * C**0.5)
-        self.register_buffer("leg", norm.weight.new_tensor(C * norm.eps).sqrt())
+        self.stretch = norm.weight * C**0.5
+        self.leg = norm.weight.new_tensor(C * norm.eps).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -70,16 +91,12 @@ class PackedLinear(nn.Module):
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        D, C = layer.weight.shape
-        # For one row: a wide layer is read fastest input by input, a tall one output by output.
-        self.by_input = layer.weight.t().contiguous() if D > C else None
+        self.by_input = layer.weight.t().contiguous()  # for one row
         # For several rows: oneDNN's own blocked order (8 is its hint for the number of rows).
         self.blocked = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 8)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() > x.shape[-1]:
             return torch.ops.mkldnn._linear_pointwise(x, self.blocked, self.bias, "none", [], "")
-        if self.by_input is None:
-            return F.linear(x, self.weight, self.bias)
         y = x @ self.by_input
         return y if self.bias is None else y + self.bias

@@ -212,8 +212,7 @@ class PagedCache(KVCache):
 
     def _hold(self, tables: Sequence[BlockTable]) -> None:
         self.tables = list(tables)
-        self._lengths = [table.length for table in tables]
-        self._places: tuple[Tensor, Tensor] | None = None
+        self._count([table.length for table in tables])
         self._layout: tuple[Tensor, Tensor] | None = None
 
     @property

@@ -46,8 +46,16 @@ class KVCache:
         room = (config.n_layers, batch_size, n_heads, max_length)
         self.keys = torch.zeros(*room, key_width, device=device, dtype=dtype)
         self.values = torch.zeros(*room, value_width, device=device, dtype=dtype)
-        # The lengths live on the host: the common case below needs them without waiting for a GPU.
-        self._lengths = [0] * batch_size
+        self._count([0] * batch_size)
+
+    def _count(self, lengths: list[int]) -> None:
+        """So many tokens of each row are real, from now on.
+
+        The lengths live on the host, so that nobody waits for a GPU; and every layer asks for the
+        longest, so that it is looked up once.
+        """
+        self._lengths = lengths
+        self._shortest, self._longest = min(lengths, default=0), max(lengths, default=0)
         self._places: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -65,7 +73,7 @@ class KVCache:
 
     @property
     def is_ragged(self) -> bool:
-        return min(self._lengths) != max(self._lengths)
+        return self._shortest != self._longest
 
     def reach(self, n_new: int) -> int:
         """How many cached positions a forward pass over ``n_new`` tokens can see.
@@ -73,7 +81,7 @@ class KVCache:
         Raises:
             ValueError: the cache is too short for them.
         """
-        reach = max(self._lengths) + n_new
+        reach = self._longest + n_new
         if reach > self.max_length:
             raise ValueError(
                 f"the cache holds {self.max_length} tokens a row and {reach} are needed; "
@@ -131,7 +139,7 @@ class KVCache:
         lengths = [old + new for old, new in zip(self._lengths, counts, strict=True)]
         if max(lengths) > self.max_length:
             raise ValueError(f"row lengths {lengths} exceed max_length={self.max_length}")
-        self._lengths, self._places = lengths, None
+        self._count(lengths)
 
     def rewind(self, n: int) -> None:
         """Forget the last ``n`` tokens of every row; what comes next is written over them.
@@ -139,9 +147,9 @@ class KVCache:
         Raises:
             ValueError: a row has fewer tokens.
         """
-        if not 0 <= n <= min(self._lengths):
+        if not 0 <= n <= self._shortest:
             raise ValueError(f"rewind({n}): the rows hold {self._lengths} tokens")
-        self._lengths, self._places = [length - n for length in self._lengths], None
+        self._count([length - n for length in self._lengths])
 
     def keep(self, rows: Tensor) -> None:
         """Drop finished rows: keep those named by indices (B',) or by a boolean mask (B,).
@@ -155,9 +163,9 @@ class KVCache:
         sources = rows.tolist()
         with torch.inference_mode(self.keys.is_inference()):  # or it may not write in place
             self.keys, self.values = (
-                kept_rows(room, sources, max(self._lengths)) for room in (self.keys, self.values)
+                kept_rows(room, sources, self._longest) for room in (self.keys, self.values)
             )
-        self._lengths, self._places = [self._lengths[i] for i in sources], None
+        self._count([self._lengths[i] for i in sources])
 
 
 def kept_rows(room: Tensor, sources: list[int], held: int) -> Tensor:

@@ -100,8 +100,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     n = 2 * cos.shape[-1]
     if n < x.shape[-1]:
         return torch.cat((rotate(x[..., :n], cos, sin), x[..., n:]), dim=-1)
-    cos, sin = torch.cat((cos, cos), dim=-1).to(x.dtype), torch.cat((-sin, sin), dim=-1).to(x.dtype)
-    partners = x.roll(n // 2, dims=-1)  # (a, b) → (b, a)
+    return rotate_by_halves(x, *both_halves(cos.to(x.dtype), sin.to(x.dtype)))
+
+
+def both_halves(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """What `rotate_by_halves` multiplies both halves of the channels with: two of (…, T, n)."""
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotate_by_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` with the tables of `both_halves`, as wide as x."""
+    partners = x.roll(x.shape[-1] // 2, dims=-1)  # (a, b) → (b, a)
     return torch.addcmul(x * cos, partners, sin)  # (a cos − b sin, b cos + a sin)
 
 

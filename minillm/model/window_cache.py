@@ -45,7 +45,7 @@ class WindowCache(KVCache):
 
     def reach(self, n_new: int) -> int:
         """Cached positions a pass over ``n_new`` tokens can see; makes room for a long prompt."""
-        reach = max(self._lengths) + n_new
+        reach = self._longest + n_new
         if self.dropped + reach > self.limit:
             raise ValueError(
                 f"the cache was built for {self.limit} tokens a row and {self.dropped + reach} are "
@@ -66,12 +66,12 @@ class WindowCache(KVCache):
     def advance(self, n: int | Tensor | list[int]) -> None:
         """Count the last ``n`` tokens as real, and drop those before every row's window."""
         super().advance(n)
-        unseen = min(self._lengths) - (self.window - 1)  # the next token sees itself and the rest
+        unseen = self._shortest - (self.window - 1)  # the next token sees itself and the rest
         if unseen < self.window:
             return
-        held = slice(unseen, max(self._lengths))
+        held = slice(unseen, self._longest)
         self.keys, self.values = (room[:, :, :, held].clone() for room in (self.keys, self.values))
-        self._lengths = [length - unseen for length in self._lengths]
+        self._count([length - unseen for length in self._lengths])
         self.dropped += unseen
 
     def rewind(self, n: int) -> None:
