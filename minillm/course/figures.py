@@ -11,11 +11,13 @@ import html
 import io
 import itertools
 import math
+import time
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython import get_ipython
 from IPython.display import HTML, display
 from matplotlib.transforms import Bbox
 
@@ -63,6 +65,18 @@ def style() -> None:
             "image.cmap": "Blues",
         }
     )
+    if get_ipython() is not None:
+        get_ipython().events.register("post_run_cell", _let_runners_catch_up)
+
+
+def _let_runners_catch_up(result) -> None:
+    """Wait a moment at the end of a cell with a widget.
+
+    papermill and nbclient send what a widget shows back to the kernel. If the cell ends meanwhile,
+    they can miss its end and wait for ever (nbclient issue 312).
+    """
+    if "interact(" in (result.info.raw_cell or ""):
+        time.sleep(0.5)
 
 
 def show(fig: plt.Figure, *, alt: str) -> None:

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.text import Text
 
 from minillm.course import figures, widgets
@@ -184,3 +185,15 @@ def test_labels_of_a_crowd_cover_nothing():
     alone, place = drawn["word 30"], ax.transData.transform((1.0, 1.0))
     assert np.hypot(*(alone.get_points().mean(0) - place)) < alone.width / 2 + 12
     plt.close(fig)
+
+
+def test_a_cell_with_a_widget_ends_a_moment_later_so_that_runners_see_its_end(monkeypatch):
+    shell, waits = InteractiveShell(), []
+    monkeypatch.setattr(figures, "get_ipython", lambda: shell)
+    monkeypatch.setattr(figures.time, "sleep", waits.append)
+    figures.style()
+    figures.style()  # running the first cell again must not double the wait
+    shell.run_cell("1 + 1")
+    assert waits == []
+    shell.run_cell("interact = print\ninteract(1)")
+    assert waits == [0.5]
