@@ -5,6 +5,7 @@ Time is written to build/report.html and not asserted: it is the machine's as mu
 """
 
 from collections import Counter
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -19,10 +20,16 @@ WITHOUT = 2.0e9
 
 
 @pytest.fixture(scope="session")
-def results(pytestconfig):
+def results(pytestconfig, tmp_path_factory):
     """What running all lessons gave, by lesson. Progress is shown: this takes minutes."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
+    ipython = tmp_path_factory.mktemp("ipython")
+    startup = ipython / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    here = str(Path(__file__).parent)
+    (startup / "0.py").write_text(f"import sys; sys.path.insert(0, {here!r}); import widget_ends")
+    with capture.global_and_fixture_disabled(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(ipython))
         finished = runner.run(LESSONS, PARAMETERS, build=ROOT / "build")
     report.write_report(ROOT / "build")
     return {result.lesson: result for result in finished}
