@@ -235,6 +235,11 @@ def compression(student: Callable, sizes: tuple[int, ...] = (256, 300, 450)) -> 
             "256 of the tokens are the bytes: a vocabulary of V has V - 256 merges": answer(
                 lambda size: n_bytes / tokens(size)
             ),
+            "merges cross the borders of pieces: cut the text with bpe.pretokenize first": answer(
+                lambda size: (
+                    n_bytes / len(merge_piece(text.encode(), _ranks(merges[: size - 256]).get))
+                )
+            ),
             "you use all merges for every size; take only the first V - 256": answer(
                 lambda size: n_bytes / tokens(len(merges))
             ),

@@ -52,6 +52,7 @@ MUTANTS = {
         ("merges[: size - 256]", "merges[:size]", "256 of the tokens are the bytes"),
         ("merges[: size - 256]", "merges", "all merges for every size"),
         ("n * len(bpe", "len(bpe", "each distinct piece once"),
+        ("counts = bpe.count_pieces([text])", "counts = {text: 1}", "cross the borders of pieces"),
         ("if not 256 <= size <= 256 + len(merges):", "if size < 256:", "should raise ValueError"),
     ],
     "cheapest": [
