@@ -93,10 +93,11 @@ def balance_loss(student: Callable, *, seed: int = 0) -> None:
         mistakes={
             "you forgot the factor E": right / 6,
             "your f sum to 1; divide the counts by N tokens, not by N·k choices": right / 2,
-            "you did not divide the counts by the number of tokens": right * 11,
+            "N times too large: divide the counts by N, and take the mean of the probabilities": (
+                right * 11
+            ),
             "you multiply P with P: f must count the choices": 6 * (P * P).sum(),
             "you multiply f with f: P must be the mean probability": 6 * (f * f).sum(),
-            "you sum the probabilities over the tokens; take their mean": right * 11,
             "you count first choices only: every one of the k choices counts": (
                 6 * (moe.tokens_per_expert(chosen[:, :1], 6) / 11 * P).sum()
             ),

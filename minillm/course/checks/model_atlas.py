@@ -110,7 +110,7 @@ def add_yi(student: Callable) -> None:
     if (c.position, c.norm, c.mlp, c.bias) != ("rope", "rms", "swiglu", False):
         raise AssertionError("these are not Llama's choices; begin with llama_config")
     assert_equal(
-        c.rope.base,
+        float(c.rope.base),
         5_000_000.0,
         name="the base of the rotary positions",
         mistakes={"rope_theta is missing: 10,000 is only the default": 10_000.0},

@@ -37,7 +37,8 @@ V3_CONFIG = deepseek((7168, 61, 128, 18432), V3, 1536, vocab_size=129_280)
 V3_NOTE = (
     "Extra: the balancing bias of each expert in 58 layers, set by a rule and not by gradients. "
     "The module that predicts a second token comes on top, with 11.5B weights of its own. The "
-    "printed 36.7B is said to include the 0.9B of the input embedding; it is met only without."
+    "printed 36.7B is said to include the 0.9B of the input embedding; with it we count 37.6B, so "
+    "it is met only without."
 )
 
 

@@ -13,6 +13,8 @@ MUTANTS = {
     "balance_loss": [
         ("return E * (f", "return (f", "forgot the factor E"),
         ("/ N\n", "/ chosen.numel()\n", "f sum to 1"),
+        ("/ N\n", "\n", "N times too large"),
+        ("probabilities.mean(dim=0)", "probabilities.sum(dim=0)", "the mean of the probabilities"),
         ("f = chosen.flatten().bincount(minlength=E) / N", "f = probabilities.mean(0)", "P with P"),
         ("(f * P)", "(f * f)", "f with f"),
         ("chosen.flatten()", "chosen[:, 0]", "first choices only"),
