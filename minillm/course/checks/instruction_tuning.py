@@ -275,7 +275,7 @@ def overlap(student: Callable, n_kept: int, blind_spot: str, *, seed: int = 0) -
         "b",
         name="blind_spot",
         mistakes={
-            "(a) is seen: most of the words stand in the same order": "a",
+            "(a) is seen: 10 of 13 words stand in the same order, 0.77": "a",
             "(c) is seen: the overlap of equal texts is 1": "c",
         },
     )
