@@ -32,8 +32,8 @@ class LoRA:
     """The choices of an adapter.
 
     ``alpha`` / ``rank`` scales the update, or ``alpha`` / √rank if ``rank_stabilized``
-    (Kalajdzievski 2023), with which larger ranks do not learn more slowly. ``dora`` adds DoRA's
-    row lengths.
+    (Kalajdzievski 2023), with which the first gradient does not shrink with the rank. ``dora``
+    adds DoRA's row lengths.
 
     Raises:
         ValueError: a rank below 1, an alpha that is not positive, or no targets.

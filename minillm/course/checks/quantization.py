@@ -71,6 +71,7 @@ def affine_quantize(student: Callable, *, seed: int = 0) -> None:
         )
     flat = student(torch.full((2, 4), 3.0), 4)
     assert_close(flat[0], torch.zeros(2, 4, dtype=torch.uint8), name="the codes of a constant row")
+    assert_close(flat[1], torch.zeros(2, 1), name="the scale of a constant row")
     assert_close(flat[2], torch.full((2, 1), 3.0), name="the offset of a constant row")
     assert_unchanged(lambda x: student(x, 4), x, name="affine_quantize")
     refuses(student, x, 1, words="bits")
