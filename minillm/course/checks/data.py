@@ -275,7 +275,7 @@ def contamination_curve(student: Callable, *, seed: int = 0) -> None:
 def judgement(n: object, reason: object) -> None:
     """The smallest run length without false alarms, and a reason in words."""
     assert_type(n, int, "your n")
-    if n < 10:
+    if n < 11:
         raise AssertionError(
             f"n = {n} flags innocent stories: look where the curve of fresh stories reaches 0"
         )

@@ -50,6 +50,7 @@ MUTANTS = {
         ),
         ("hits / len(documents)", "hits / len(benchmark)", "number of benchmark items"),
         ("return 12, reason", "return 4, reason", "flags innocent stories"),
+        ("return 12, reason", "return 10, reason", "flags innocent stories"),
         ("return 12, reason", 'return 12, "because"', "at least twelve words"),
     ],
 }
