@@ -150,7 +150,8 @@ def frozen_product(student: Callable, *, seed: int = 0) -> None:
         kept = memory.live - before - y.nbytes
     if kept >= 4 * codes.numel():
         raise AssertionError(
-            f"{kept:,} bytes are held until the backward pass: the unpacked weight is still kept"
+            f"{kept:,} bytes are held until the backward pass, 4 or more for each weight: the "
+            "unpacked weight is still kept, or its codes in more than a byte each"
         )
     assert_same_gradients(
         lambda x: student(x, codes, scales, table),

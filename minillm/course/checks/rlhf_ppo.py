@@ -249,9 +249,11 @@ def hacked_from(student: Callable, hacked: str, choice: str, reason: str, *, see
         "c both fall": ([0.5, 1.4, 0.9, 0.5, 0.1, 0.1, 0.1], -rising, None),
         "e recovers": ([1.0, 0.9, 0.5, 1.5, 1.4, 1.5, 1.5], rising, 2),
         "d falls slowly": ([0.5, 1.4, 1.2, 1.1, 0.9, 0.6, 0.3], rising, 4),
+        "f above the best's proxy, not above all": ([0.5, 1.4, 1.3, 0.6], rising[[0, 2, 4, 3]], 3),
+        "g above the first's proxy only": ([0.5, 1.4, 1.3, 0.6], rising[[0, 4, 1, 3]], None),
     }
     for name, (means, proxy, right) in cases.items():
-        judged = torch.tensor(means)[:, None] + noise
+        judged = torch.tensor(means)[:, None] + noise[: len(means)]
         answer = student(proxy, judged)
         if answer != right:
             raise AssertionError(_why_not_hacked(name[0], answer, right))
@@ -292,6 +294,8 @@ def hacked_from(student: Callable, hacked: str, choice: str, reason: str, *, see
 
 
 def _why_not_hacked(case: str, answer: object, right: int | None) -> str:
+    if case in "fg":
+        return f"you say {answer}; compare the proxy with what it was at the best so far: {right}"
     if answer is None:
         return f"you find no hack; it begins at checkpoint {right}, below the best until then"
     return {
