@@ -91,8 +91,8 @@ def activation_bytes(
     """Bytes that the forward pass of one step keeps for the backward pass, logits among them.
 
     In float32, and measured on the meta device, where tensors have shapes and no numbers: a model
-    of any size takes a moment. Attention's kernel there keeps a few tensors more than others, so
-    this lies a little above what a device holds.
+    of any size takes a moment. Attention's kernel there keeps its T × T weights, which a fused
+    kernel does not: B·H·T²·4 bytes too many in each of its layers.
 
     Args:
         recompute: with `checkpoint_blocks`.

@@ -44,7 +44,7 @@ from minillm.train.tensor_parallel import (
 
 
 def make_mesh(layout: Layout, device_type: str) -> DeviceMesh:
-    """Arrange the processes of the current group; neighbours share a matrix, the far ones a copy.
+    """Arrange the current group: neighbours share a matrix, other stages are farthest away.
 
     Raises:
         ValueError: the layout is for another number of processes.

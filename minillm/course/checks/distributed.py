@@ -273,7 +273,7 @@ def bytes_per_gpu(
         mistakes={
             "t8 does not fit": "t8",
             "t16 has no bubble, but its tensor groups span two machines": "t16",
-            "t8 p8 takes the least memory, but twice the bubble of the best": "t8 p8",
+            "t8 p8 takes the least memory, but has a bubble of 5.2%, against 3.0%": "t8 p8",
             "t2 p8 waits for nearly a fifth of the time": "t2 p8",
         },
     )

@@ -101,10 +101,8 @@ def state_gigabytes(student: Callable, n_gpus_needed: int, *, seed: int = 0) -> 
             right,
             name=f"state_gigabytes({billions:g}, {n_gpus}, {stage})",
             mistakes={
-                "you forgot the 32-bit copy of the weights": right
-                - 4 * billions / (n_gpus if stage else 1),
-                "you count one average; Adam keeps two": right
-                - 4 * billions / (n_gpus if stage else 1),
+                "4 bytes a parameter are missing from the optimiser's 12: the 32-bit copy, or one "
+                "of Adam's two averages": right - 4 * billions / (n_gpus if stage else 1),
                 "you forgot the gradients": right - 2 * billions / (n_gpus if stage > 1 else 1),
                 "you divide at stage 0; there every GPU keeps everything": billions * 16 / n_gpus,
                 "you divide the optimiser's numbers at stage 0; there every GPU keeps everything": (
@@ -197,7 +195,8 @@ def unscaled(student: Callable, *, seed: int = 0) -> None:
                 "an overflow is no good step": (scale / 2, 4),
             },
         )  # fmt: skip
-    assert_unchanged(lambda g: student([g], scale, 1, 4), good[0], name="unscaled")
+    for given in (good[0], good[0].float()):  # casting to float32 copies the first only
+        assert_unchanged(lambda g: student([g], scale, 1, 4), given, name="unscaled")
     refuses(student, good, 0.0, 1, 4, words="scale")
 
 
@@ -237,7 +236,9 @@ def safe_loss(student: Callable, *, seed: int = 0) -> None:
         rtol=1e-3,
     )
     nothing = torch.zeros(7, dtype=torch.bool)
-    _finite(student(logits, targets, nothing), "nothing kept", "0 / 0: divide by at least 1")
+    empty = student(logits, targets, nothing)
+    _finite(empty, "nothing kept", "0 / 0: divide by at least 1")
+    assert_close(empty.float(), torch.tensor(0.0), name="your loss with nothing kept")
     for bad in (math.inf, -math.inf, math.nan):
         broken = logits.masked_fill(~keep[:, None], bad)
         loss = student(broken, targets, keep)

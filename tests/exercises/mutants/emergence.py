@@ -78,6 +78,6 @@ MUTANTS = {
         ("if not 0 < token_accuracy <= 1:", "if token_accuracy <= 0:", "should raise ValueError"),
         ("questions_needed(0.74, 20)", "questions_needed(0.74, 1)", "not for one"),
         ('real = "B"', 'real = "A"', "power of 20"),
-        ('reason = "b"', 'reason = "c"', "one size further"),
+        ('reason = "b"', 'reason = "c"', "proves nothing"),
     ],
 }
