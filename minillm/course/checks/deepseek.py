@@ -265,7 +265,8 @@ def rank_needed(
         "a",
         name="reason",
         mistakes={
-            "(b) is not so: four unrelated random heads need as many directions jointly": "b",
+            "(b) is not so: with many rows, unrelated random heads save hardly anything jointly; "
+            "yours need about a third": "b",
             "(c) cannot be: your two numbers differ by far more than one": "c",
         },
     )

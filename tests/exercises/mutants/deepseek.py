@@ -50,7 +50,7 @@ MUTANTS = {
         (".square()", "", "variances are their squares"),
         (".sum()) + 1", ".sum())", "one too few"),
         ("heads.flatten(1), 0.9)", "heads[:, 0], 0.9)", "joint is"),
-        ('reason = "a"', 'reason = "b"', "four unrelated random heads"),
+        ('reason = "a"', 'reason = "b"', "save hardly anything jointly"),
         ('reason = "a"', 'reason = "c"', "differ by far more"),
         ("if not 0 < share < 1:", "if False:", "ValueError"),
     ],
