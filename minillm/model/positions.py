@@ -91,7 +91,7 @@ def rope_angles(positions: Tensor, dim: int, rope: Rope) -> tuple[Tensor, Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel i together with channel i + n/2 of the first n ("half-split", as in LLaMA).
+    """Turn channel i with channel i + n/2 of the first n ("half-split", as in transformers).
 
     Args:
         x: (B, H, T, D) queries or keys.
