@@ -69,7 +69,7 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
 
 
 def output_error(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:
-    """Squared error of the layer's outputs on the calibration inputs, relative to the outputs."""
+    """Squared error of the layer's outputs on the inputs of `gram`, relative to the outputs."""
     difference = (weight - rounded).double()
     gram = gram.double()
     error = ((difference @ gram) * difference).sum()
