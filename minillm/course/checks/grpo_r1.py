@@ -44,7 +44,7 @@ def advantages(student: Callable, *, seed: int = 0) -> None:
     refuses(student, graded[:, :1], "dr_grpo", words="two|2")
 
 
-def _wrong_advantages(rewards: Tensor, method: str) -> dict[str, Tensor]:
+def _wrong_advantages(rewards: Tensor, method: str) -> dict[str, object]:
     G = rewards.shape[1]
     centred = rewards - rewards.mean(1, keepdim=True)
     std = rewards.std(1, keepdim=True)
@@ -65,7 +65,18 @@ def _wrong_advantages(rewards: Tensor, method: str) -> dict[str, Tensor]:
             / (rewards.std(1, keepdim=True, correction=0) + 1e-4),
             "you divide by the variance, not by the standard deviation": centred / (std**2 + 1e-4),
             "you do not divide by the standard deviation: that is Dr. GRPO": centred,
-            "you add 1e-4 nowhere: a group of equal rewards gives NaN": centred / std,
+            "you do not add 1e-4 to the std: a group of equal rewards gives NaN": centred / std,
+            "your mean is that of the whole batch, your std is not; both are the group's": (
+                over_all / (std + 1e-4)
+            ),
+            "your std is that of the whole batch; take the group's": centred
+            / (rewards.std() + 1e-4),
+            "your mean runs over the prompts (dim 0), your std over the group; a group is a row": (
+                (rewards - rewards.mean(0)) / (std + 1e-4)
+            ),
+            "your mean and std run over the prompts (dim 0); a group is a row": lambda: (
+                (rewards - rewards.mean(0)) / (rewards.std(0) + 1e-4)
+            ),
         }
     if method == "dr_grpo":
         wrong["you divide by the standard deviation; Dr. GRPO does not"] = centred / (std + 1e-4)
@@ -74,6 +85,13 @@ def _wrong_advantages(rewards: Tensor, method: str) -> dict[str, Tensor]:
             "you take the answer's own reward into the mean: leave it out": centred,
             "you leave the answer out of the sum, and still divide by G": rewards
             - (rewards.sum(1, keepdim=True) - rewards) / G,
+            "you divide by G − 1, and still leave the answer in the sum": rewards
+            - rewards.sum(1, keepdim=True) / (G - 1),
+            "that is GRPO's: RLOO does not divide by the standard deviation": centred
+            / (std + 1e-4),
+            "you divide by the standard deviation; RLOO does not": centred
+            * (G / (G - 1))
+            / (std + 1e-4),
         }
     return wrong
 
@@ -173,6 +191,7 @@ def reward(student: Callable, *, seed: int = 0) -> None:
         f"#+{digit}": "only the digits 0–9 may be paid",
         f"#{digit}_0": "only the digits 0–9 may be paid",
         f"#{digit}\n": "only spaces around the answer are forgiven",
+        f"#0 {digit}": "only spaces around the answer are forgiven, not one within it",
         f"#{chr(0x0660 + int(digit))}": "digits of other scripts are no ASCII digits",
         f"#{chr(0x2070 + int(digit))}": "a superscript is no ASCII digit",
         "#" + "9" * 6000: "this is wrong",

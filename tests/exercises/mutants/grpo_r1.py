@@ -3,18 +3,19 @@
 MUTANTS = {
     "advantages": [
         ("centred = rewards - rewards.mean(dim=1, keepdim=True)",
-         "centred = rewards - rewards.mean()", "compare within each group|your advantages"),
+         "centred = rewards - rewards.mean()", "both are the group's"),
         ("rewards.mean(dim=1, keepdim=True)", "rewards.mean(dim=0, keepdim=True)",
-         "runs over the prompts|your advantages"),
+         "your mean runs over the prompts"),
+        ("rewards.std(dim=1, keepdim=True)", "rewards.std()", "std is that of the whole batch"),
         ("rewards.std(dim=1, keepdim=True)", "rewards.std(dim=1, keepdim=True, correction=0)",
          "divide by G − 1"),
         ("rewards.std(dim=1, keepdim=True)", "rewards.var(dim=1, keepdim=True)", "the variance"),
-        (" + 1e-4)", ")", "1e-4 nowhere|NaN"),
+        (" + 1e-4)", ")", "do not add 1e-4"),
         ('if method == "dr_grpo":', 'if method != "rloo":', "that is Dr. GRPO"),
         ('if method == "dr_grpo":', "if False:", "Dr. GRPO does not"),
-        ('if method == "rloo":', "if False:", "your advantages"),
+        ('if method == "rloo":', "if False:", "that is GRPO's"),
         ("rewards.sum(dim=1, keepdim=True) - rewards", "rewards.sum(dim=1, keepdim=True)",
-         "your advantages"),
+         "leave the answer in the sum"),
         ("- rewards) / (G - 1)", "- rewards) / G", "still divide by G"),
         ("return rewards - others", "return others - rewards", "signs are turned round"),
         ("if G < 2:", "if False:", "ValueError"),
@@ -43,6 +44,7 @@ MUTANTS = {
         ("if not finished or len(parts) != 2:", "if not finished or len(parts) < 2:",
          "list of guesses|nothing else"),
         ("parts[1].strip(\" \")", "parts[1].strip()", "only spaces"),
+        ("parts[1].strip(\" \")", "parts[1].replace(\" \", \"\")", "not one within it"),
         ("    if not (said.isascii() and said.isdigit()):\n        return 0.0\n"
          "    # As text: `int` would raise an error for five thousand digits.\n"
          "    return float((said.lstrip(\"0\") or \"0\") == (answer.lstrip(\"0\") or \"0\"))",
