@@ -140,14 +140,15 @@ class Pipeline(nn.Module):
         mine.add_(other)
 
     def _schedule(self, tokens: Tensor) -> Schedule1F1B:
-        """The stages agree on shapes once, so every shape of batch has a schedule of its own."""
+        """A schedule is for one shape of batch, so every shape has its own."""
         if len(tokens) % self.n_micro:
             raise ValueError(f"{len(tokens)} rows do not divide into {self.n_micro} micro-batches")
         key = tuple(tokens.shape)
         if key not in self._schedules:
             n, rank = self.mesh.size(), self.mesh.get_local_rank()
             group = self.mesh.get_group()
-            stage = PipelineStage(self.stage, rank, n, tokens.device, group=group)
+            given, made = self._example(tokens[: len(tokens) // self.n_micro])
+            stage = PipelineStage(self.stage, rank, n, tokens.device, given, made, group=group)
             self._schedules[key] = Schedule1F1B(
                 stage,
                 self.n_micro,
@@ -155,3 +156,18 @@ class Pipeline(nn.Module):
                 scale_grads=False,
             )
         return self._schedules[key]
+
+    def _example(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tensors without numbers, like those that the stage is given and makes of these tokens.
+
+        Without them PyTorch tries the stage out on memory that holds anything, and routers would
+        count the tokens of the trial.
+        """
+        config, like = self.stage.model.config, {"device": "meta", "requires_grad": True}
+        stream = torch.empty(*tokens.shape, config.d_model, **like)
+        if self.stage.is_last:
+            kind = tokens.device.type
+            if torch.is_autocast_enabled(kind):
+                like["dtype"] = torch.get_autocast_dtype(kind)
+            logits = torch.empty(*tokens.shape, config.vocab_size, **like)
+        return tokens if self.stage.is_first else stream, logits if self.stage.is_last else stream

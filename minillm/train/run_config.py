@@ -94,7 +94,7 @@ class Training:
     Attributes:
         optimizer: "adamw" or "muon".
         balance: by how much a step moves the biases of a mixture's routers, as 0.001; needs
-            `moe.balance_bias`, and no pipeline.
+            `moe.balance_bias`.
         guard: leave out gradient spikes (`SpikeGuard`).
         recompute: keep only each block's input for the backward pass (`checkpoint_blocks`).
         compile: let PyTorch compile the blocks; needs a C++ compiler.
@@ -194,12 +194,6 @@ class RunConfig:
             raise ValueError(
                 f"balance={self.train.balance} moves the biases of routers, and this model has "
                 "none: add moe = {balance_bias = true, …} to [model]"
-            )
-        if self.train.balance and self.parallel.pipeline > 1:
-            # PyTorch asks a stage for its shapes by a pass of zeros, which would be counted.
-            raise ValueError(
-                f"balance={self.train.balance} with pipeline={self.parallel.pipeline}: routers "
-                "cannot count tokens in a pipeline; leave one of them out"
             )
         return config
 

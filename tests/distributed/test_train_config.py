@@ -113,13 +113,17 @@ def test_the_curve_does_not_depend_on_the_processes(processes, alone, tmp_path, 
     assert losses[-1] < losses[0] - 0.3 and run[0]["evals"][-1][1] < losses[0] - 0.3
 
 
-def test_packed_documents_and_experts_on_several_processes(processes, tmp_path):
+@pytest.mark.parametrize(
+    ("way", "more"),
+    [("expert", ("data.mask_documents=true",)), ("pipeline", ())],  # stages pass on no masks
+)
+def test_balanced_experts_on_several_processes(processes, tmp_path, way, more):
     """The biases that balance the experts follow the tokens of all processes, in all passes."""
-    changes = ("data.mask_documents=true", EXPERTS, "train.balance=0.01")
+    changes = (*more, EXPERTS, "train.balance=0.01")
     reference = launch(processes, 1, tmp_path / "one", *changes)
     biases = [t for name, t in reference[1].state_dict().items() if "router_bias" in name]
     assert len(biases) == 2 and all(bias.abs().max() > 0.01 for bias in biases)
-    run = launch(processes, 4, tmp_path / "four", *changes, "parallel.expert=2")
+    run = launch(processes, 4, tmp_path / "four", *changes, f"parallel.{way}=2")
     assert_same_run(run, reference)
 
 

@@ -121,8 +121,6 @@ def test_biases_are_balanced_only_where_there_are_some(read):
     assert read("train.balance=0.001", experts).model_config().moe.balance_bias
     with pytest.raises(ValueError, match="balance_bias = true"):
         read("train.balance=0.001").model_config()
-    with pytest.raises(ValueError, match="cannot count tokens in a pipeline"):
-        read("train.balance=0.001", experts, "parallel.pipeline=2").model_config()
 
 
 def test_several_machines_are_told_what_a_restart_needs(monkeypatch):
