@@ -1,4 +1,4 @@
-"""Red teaming: search for the clothes in which a harmful request gets through.
+"""Red teaming: search for the clothes in which a model goes wrong.
 
 People and models who attack a model do not try all there is: they try some, and vary what worked
 (Perez et al. 2022, *Red Teaming Language Models with Language Models*). Here an attack has three
@@ -14,7 +14,7 @@ import torch
 
 from minillm.data.requests import Attack
 
-Success = Callable[[Sequence[Attack]], Sequence[float]]  # share of requests that got through, each
+Success = Callable[[Sequence[Attack]], Sequence[float]]  # share of requests gone wrong, each
 
 
 def search(

@@ -36,6 +36,10 @@ def rates(student: Callable, choice: str, reason: str, *, seed: int = 0) -> None
         name="your rates",
         mistakes={
             "your rates are swapped: violation comes first": right[::-1],
+            "you divide by those that were helped or refused; divide by the sort of request": [
+                harmful[helped].float().mean().item(),
+                (~harmful[~helped]).float().mean().item(),
+            ],
             "you divide by all requests; divide by those of the sort": [
                 bad.sum().item() / 41,
                 (1 - good).sum().item() / 41,
@@ -123,6 +127,13 @@ def labels(student: Callable, *, seed: int = 0) -> None:
             "you compare probabilities with the margin; it is in log-odds": marked(averaged / 2),
             "you count votes: a judge that leans says 'first' both times, and close calls "
             "are lost": votes.long(),
+            "you label only where both orders agree, so the lean decides which pairs count": (
+                ((there >= margin) & (back <= -margin)).long()
+                - ((there <= -margin) & (back >= margin)).long()
+            ),
+            "you take the same lean out of every pair; each pair has its own": marked(
+                there - (there + back).mean() / 2
+            ),
             "you leave out the margin": preference.sign().long(),
             "a preference of exactly the margin counts; only smaller ones are 0": (
                 preference.sign() * (preference.abs() > margin)
@@ -196,18 +207,30 @@ def verdicts(student: Callable, constitution: Sequence[str], *, seed: int = 0) -
         "yes": "the answer helps . it harms trust against the rule .",
         "no": "some say against the rule . it harms trust within the rule .",
         "odd": "it is against the rule . or so",
+        "bare": "the answer helps .",
     }
     exchanges = [("q", name) for name in scripted]
+
+    def scripted_critic(request: str, answer: str, principle: str) -> str:
+        if (request, principle) != ("q", "p") or answer not in scripted:
+            raise AssertionError(
+                "your critic is asked in another order: request, answer, principle"
+            )
+        return scripted[answer]
+
     assert_equal(
-        student("p", exchanges, lambda request, answer, principle: scripted.get(answer, "")),
-        [True, False, None],
+        student("p", exchanges, scripted_critic),
+        [True, False, None, None],
         name="your verdicts",
         mistakes={
-            "you look for 'against' anywhere; the end decides": [True, True, True],
-            "you look for the ending anywhere; the end decides": [True, True, True],
-            "a critique that ends with neither is None, not False": [True, False, False],
-            "your verdicts are turned round: True means broken": [False, True, None],
-            "your critic is asked in another order: request, answer, principle": [None] * 3,
+            "you look for 'against' anywhere; the end decides": [True, True, True, False],
+            "you look for the endings anywhere; the end decides": [True, True, True, None],
+            "you look for an ending anywhere; the end decides": [True, False, True, None],
+            "you take all that does not end with 'within' for broken": [True, False, True, True],
+            "a critique that ends with neither is None, not False": [True, False, False, False],
+            "your verdicts are turned round: True means broken": [False, True, None, None],
+            "you ask for another ending; the full stop belongs to it": [None] * 4,
+            "every exchange has a verdict, or None in its place": [True, False],
         },
     )
     assert_type(constitution, list, "your constitution")
@@ -232,7 +255,11 @@ def _judge_constitution(student: Callable, constitution: Sequence[str], seed: in
         for principle in constitution:
             said = critique_and_revise(model, *zip(*exchanges, strict=True), [principle] * 12)
             known = {(r.request, r.answer): r.critique for r in said}
-            found = student(principle, exchanges, lambda q, a, _, known=known: known[q, a])
+
+            def criticise(request: str, answer: str, principle: str, known: dict = known) -> str:
+                return known[request, answer]
+
+            found = student(principle, exchanges, criticise)
             objections |= torch.tensor([verdict is True for verdict in found])
         share = objections.float().mean().item()
         if forbidden and share < 0.5:

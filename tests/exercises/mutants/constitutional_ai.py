@@ -3,6 +3,8 @@
 MUTANTS = {
     "rates": [
         ("return violation, over_refusal", "return over_refusal, violation", "swapped"),
+        ("return violation, over_refusal", "return harmful[helped].float().mean().item(), "
+         "(~harmful[~helped]).float().mean().item()", "divide by the sort of request"),
         ("helped[harmful].float().mean().item()",
          "(helped & harmful).float().mean().item()", "violation divides by all"),
         ("helped[harmful].float()", "(~helped[harmful]).float()", "share that was refused"),
@@ -25,6 +27,10 @@ MUTANTS = {
         ("(there - back) / 2", "there - back", "forget to halve"),
         ("(there - back) / 2", "(there.sigmoid() - back.sigmoid()) / 2", "it is in log-odds"),
         ("(there - back) / 2", "(there.sign() - back.sign()) / 2", "count votes"),
+        ("(preference.sign() * (preference.abs() >= margin)).long()",
+         "((there >= margin) & (back <= -margin)).long() - "
+         "((there <= -margin) & (back >= margin)).long()", "only where both orders agree"),
+        ("(there - back) / 2", "there - (there + back).mean() / 2", "each pair has its own"),
         (" * (preference.abs() >= margin)", "", "leave out the margin"),
         (">= margin", "> margin", "exactly the margin"),
         ("if margin < 0:", "if False:", "ValueError"),
@@ -45,7 +51,14 @@ MUTANTS = {
         ("if not constitution:", "if False:", "ValueError"),
     ],
     "verdicts": [
-        ("if said.endswith(ending)]", 'if ending in said]', "anywhere|verdicts"),
+        ("if said.endswith(ending)]", "if ending in said]", "the endings anywhere"),
+        ("if said.endswith(ending)]", "if ending in said][::-1]", "an ending anywhere"),
+        ("found.append(matches[0] if matches else None)",
+         'found.append(not said.endswith("within the rule ."))', "for broken"),
+        ("found.append(matches[0] if matches else None)", "found.extend(matches)",
+         "None in its place"),
+        ('"against the rule .": True, "within the rule .": False',
+         '"against the rule": True, "within the rule": False', "the full stop"),
         ("found.append(matches[0] if matches else None)",
          'found.append("against" in said)', "'against' anywhere"),
         ("matches[0] if matches else None", "bool(matches and matches[0])", "not False"),
